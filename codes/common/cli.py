@@ -1,0 +1,92 @@
+"""What every command line of ContrastRM shares: exit codes, checked argument types, seeds and progress bars."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+from tqdm import tqdm
+
+from codes.common.records import InputError
+
+EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SOME_ITEMS_FAILED = 0, 1, 2, 3
+EXIT_INTERRUPTED = 130
+
+
+class RunFailed(RuntimeError):
+    """The work could not be finished for a reason outside the input (a server, a full disk); exit status 1."""
+
+
+def run_main(main: Callable[[], int | None]) -> None:
+    """Run a command and leave with its exit status; expected errors become one line on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for chatty in ("httpx", "httpx2", "httpcore", "filelock", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+        status = main() or EXIT_DONE
+    except InputError as error:
+        status = _report(error, EXIT_BAD_INPUT)
+    except (RunFailed, OSError) as error:
+        status = _report(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        status = _report("interrupted; run the same command again to continue", EXIT_INTERRUPTED)
+    sys.exit(status)
+
+
+def _report(error: Exception | str, status: int) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def command_parser(module_doc: str, module: str) -> argparse.ArgumentParser:
+    """A parser whose --help opens with the module's own docstring and shows every default."""
+    return argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=module_doc.strip(),
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or action.default == []:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def positive_int(text: str) -> int:
+    """Argument type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Argument type: a number from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def progress(items: Iterable | None = None, *, total: int | None = None, desc: str = "", unit: str = "row") -> tqdm:
+    """A progress bar on standard error, silent where that is not a terminal."""
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=not sys.stderr.isatty(), dynamic_ncols=True)
+
+
+def require_files(paths: Iterable[str | os.PathLike], flag: str) -> None:
+    """Raise an InputError that names the flag for the first path that is not a readable file."""
+    for path in paths:
+        if not os.path.isfile(path):
+            raise InputError(f"{flag}: no such file: {path}")

@@ -1,0 +1,159 @@
+"""The reward model: a stock sequence classifier with one label, read and computed the way its scores can be trusted.
+
+``RewardModel`` wraps what ``AutoModelForSequenceClassification`` loads. Decoders are read at the last attended token,
+found from the attention mask and never from the pad id; encoders keep their class's own pooling. The head is computed
+in float32 whatever the precision of the body. The saved folder is a stock one.
+"""
+
+import inspect
+import logging
+import os
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from codes.common.conversation import first_line, load_tokenizer
+from codes.common.records import InputError
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PAD_TOKEN = "<|contrastrm_pad|>"
+
+
+class RewardModel(nn.Module):
+    """Scores conversations: ``forward(input_ids, attention_mask)`` gives one float32 logit a row."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase):
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        # A `score` layer is how every decoder class of transformers names its head; encoders name theirs otherwise.
+        self.reads_last_token = isinstance(getattr(model, "score", None), nn.Linear)
+        _compute_head_in_float32(model)
+
+    @property
+    def config(self):
+        return self.model.config
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows up; masked everywhere, so any valid id will do where the tokenizer has none."""
+        pad_id = self.tokenizer.pad_token_id
+        return pad_id if pad_id is not None else (self.tokenizer.eos_token_id or 0)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """input_ids, attention_mask: [rows, length], padded on either side -> scores: float32 [rows]."""
+        if not self.reads_last_token:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
+        body = self.model.base_model
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if "position_ids" in inspect.signature(body.forward).parameters:
+            inputs["position_ids"] = (attention_mask.cumsum(-1) - 1).clamp(min=0)
+        hidden = body(**inputs).last_hidden_state
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self.model.score(hidden[rows, last_attended(attention_mask)]).squeeze(-1)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_path: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        new_head: bool = False,
+        chat_template: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        **model_options,
+    ) -> "RewardModel":
+        """Load a reward model, or with ``new_head`` also a causal or masked language model, which gets a fresh head.
+
+        Raises InputError for a folder or name that cannot be loaded, a classifier with more than one label, a model
+        without a trained head (unless ``new_head``), and weights that do not fit the architecture.
+        """
+        source = {"revision": revision, "trust_remote_code": trust_remote_code}
+        tokenizer = load_tokenizer(model_path, chat_template=chat_template, **source)
+        try:
+            config = AutoConfig.from_pretrained(model_path, **source)
+            is_classifier = _is_classifier(config)
+            if is_classifier and config.num_labels != 1:
+                raise InputError(f"{model_path}: has {config.num_labels} labels; a reward model has exactly one")
+            if not is_classifier and not new_head:
+                raise InputError(f"{model_path}: {_architecture(config)} has no reward head; train one from it first")
+            model, loading = AutoModelForSequenceClassification.from_pretrained(
+                model_path, num_labels=1, dtype=dtype, output_loading_info=True, **source, **model_options
+            )
+        except InputError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise InputError(f"{model_path}: cannot be loaded as a reward model: {first_line(error)}") from None
+        if is_classifier and (missing := sorted(loading["missing_keys"])):
+            raise InputError(f"{model_path}: weights are missing, {missing[0]} among {len(missing)}")
+        return cls(model, tokenizer)
+
+    def ensure_own_pad_token(self) -> None:
+        """Give tokenizer and model a pad token of their own where there is none or it is the end-of-text token.
+
+        Stock classes find the last token by the pad id, so a saved folder must have one that no text contains.
+        """
+        tokenizer = self.tokenizer
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+            tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
+            if len(tokenizer) > self.config.get_text_config().vocab_size:
+                self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        self.config.pad_token_id = tokenizer.pad_token_id
+        self.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+
+    def save_pretrained(self, folder: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save a stock folder: weights, config, tokenizer and the chat template that carries the special tokens.
+
+        ``state_dict``: this module's, as a distributed trainer gathers it; taken from the model itself otherwise.
+        """
+        if state_dict is not None:
+            state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
+        self.model.save_pretrained(folder, state_dict=state_dict)
+        self.tokenizer.save_pretrained(folder)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+
+    def facts(self) -> dict:
+        """What of the model a reader of its scores must know."""
+        tokenizer = self.tokenizer
+        return {
+            "architecture": type(self.model).__name__,
+            "attention_implementation": self.config._attn_implementation,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "pad_token_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
+            "revision": getattr(self.config, "_commit_hash", None),
+        }
+
+
+class _Float32Linear(nn.Linear):
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+def _compute_head_in_float32(model: PreTrainedModel) -> None:
+    # The last linear layer with one output is the head. Only its arithmetic changes: the weights keep their names, so
+    # the saved folder stays stock, and it is still called as a module, as ZeRO-3's gathering hooks need.
+    heads = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.out_features == 1]
+    if heads:
+        heads[-1].__class__ = _Float32Linear
+
+
+def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
+    """Index of the last attended token of each row: [rows, length] -> int64 [rows], on either padding side."""
+    positions = torch.arange(attention_mask.shape[-1], device=attention_mask.device)
+    return (positions * attention_mask.bool()).argmax(-1)
+
+
+def _architecture(config) -> str:
+    return (getattr(config, "architectures", None) or ["a model of unknown architecture"])[0]
+
+
+def _is_classifier(config) -> bool:
+    return _architecture(config).endswith("ForSequenceClassification")

@@ -1,0 +1,70 @@
+"""Fixtures that several test files share: a tiny model on disk, and running a command as a user does."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = ROOT.parent / "shared" / "data"
+
+TEXTS = [
+    "The capital of France is Paris, and the Seine runs through it.",
+    "def add(a, b):\n    return a + b\n",
+    "I think the answer is probably 42, because six times seven makes forty-two.",
+    "水在标准大气压下的沸点是一百摄氏度。",
+] * 5
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> Path:
+    """A folder with a tiny causal language model (Qwen3 architecture), tokenizer and chat template."""
+    from codes.train.tiny_model import make_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    make_tiny_model(folder, TEXTS, vocab_size=400, hidden_size=32, layers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
+    """A folder with a stock reward model whose fresh head was scaled up, so that scores are well apart."""
+    import torch
+
+    from codes.train.reward_model import RewardModel
+
+    torch.manual_seed(0)
+    model = RewardModel.from_pretrained(str(tiny_model), new_head=True)
+    model.ensure_own_pad_token()
+    with torch.no_grad():
+        model.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "tiny-reward"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def run_command():
+    """Run ``python -m MODULE ARGS...`` from the repository root, offline; returns the finished process."""
+
+    def run(module: str, *args: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=ROOT,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real public data; tests that use it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("the real public data is not beside this checkout")
+    return SHARED_DATA
