@@ -1,0 +1,49 @@
+# make demo   the whole pipeline on the shipped samples, on this machine, no GPU, key or hub needed
+# make test   the test suite            make lint    style and formatting
+# make bench  speed, as ratios          make clean   remove what runs wrote (not .venv)
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+# DeepSpeed compiles one small op at first use and looks for ninja on the PATH.
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean check-tools
+
+help:
+	@grep -E '^# make' Makefile | cut -c3-
+
+check-tools:
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install Python 3.11 or newer, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is older than Python 3.11: install a newer one, or name it with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) has no venv module (Debian: apt-get install python3-venv)" >&2; exit 1; }
+	@command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler, which DeepSpeed needs (Debian: apt-get install g++)" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))' || { echo "error: Python.h is missing, which DeepSpeed needs (Debian: apt-get install python3-dev)" >&2; exit 1; }
+
+$(VENV)/installed: requirements.txt | check-tools
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
+	$(VENV)/bin/python -m pip install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+demo: $(VENV)/installed
+	bash demo.sh
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+bench: $(VENV)/installed-dev
+	$(VENV)/bin/python -m benchmarks.bench_evaluation
+
+clean:
+	find output results -mindepth 1 ! -name .gitkeep -delete
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	rm -rf .pytest_cache .ruff_cache

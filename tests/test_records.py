@@ -1,0 +1,139 @@
+"""Records: what the readers accept, what they refuse and how they say it, and how files are replaced and appended to."""
+
+import json
+
+import pytest
+
+from codes.common import records
+from codes.common.records import AppendOnlyFile, InputError, iter_jsonl, iter_train_records, read_jsonl, write_jsonl
+
+TRAIN = {"question": "q", "chosen": "good", "rejected": ["bad"]}
+PAIR = {
+    "question": "q",
+    "original_response1": "a",
+    "original_response2": "b",
+    "rewritten_response1": "c",
+    "rewritten_response2": "d",
+    "label": "response1",
+}
+
+
+def write_lines(path, *lines):
+    data = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    path.write_bytes(b"\n".join(data) + b"\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "names"),
+    [
+        ({"chosen": "good", "rejected": ["bad"]}, "field 'question': is missing"),
+        (TRAIN | {"question": 3}, "field 'question': expected a string or a list, found a number"),
+        (TRAIN | {"question": "  "}, "field 'question': is empty"),
+        (TRAIN | {"question": []}, "field 'question': the list of messages is empty"),
+        (TRAIN | {"question": [{"role": "user"}]}, "field 'question[0].content': is missing"),
+        (TRAIN | {"question": [{"role": "judge", "content": "x"}]}, "field 'question[0].role'"),
+        (TRAIN | {"question": [{"role": "assistant", "content": "x"}]}, "not in a user turn"),
+        (TRAIN | {"chosen": None}, "field 'chosen': expected a string, found null"),
+        (TRAIN | {"rejected": "bad"}, "field 'rejected': expected a list, found a string"),
+        (TRAIN | {"rejected": []}, "field 'rejected': the list is empty"),
+        (TRAIN | {"rejected": ["bad", 7]}, "field 'rejected[1]': expected a string, found a number"),
+        (TRAIN | {"bias_type": ["length", "beauty"]}, "field 'bias_type': 2 entries for 1 rejected answers"),
+        (TRAIN | {"verify_correctness": "YES"}, "field 'verify_correctness': 'YES' is not one of"),
+        (b'{"question": "q", ', "invalid JSON at column"),
+        (b'["question"]', "expected a JSON object, found a list"),
+        (b'{"question": "\xff"}', "invalid UTF-8 at byte 15"),
+        (b'{"question": "q", "chosen": NaN}', "field 'chosen': nan is not a finite number"),
+        (b'{"weights": {"a": [1, 1e999]}}', "field 'weights.a[1]': inf is not a finite number"),
+        (b'{"question": "\\ud800"}', "field 'question': a lone surrogate"),
+        (b'{"question": "q", "question": "r"}', "field 'question': stands twice"),
+    ],
+)
+def test_a_bad_train_line_is_named_by_file_line_and_field(tmp_path, bad, names):
+    path = write_lines(tmp_path / "train.jsonl", TRAIN, bad)
+    with pytest.raises(InputError) as error:
+        list(iter_train_records(path))
+    message = str(error.value)
+    assert message.startswith(f"{path}:2: ")
+    assert names in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n"])
+def test_an_empty_file_is_an_error(tmp_path, content):
+    path = tmp_path / "empty.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="has no records"):
+        read_jsonl(path)
+
+
+def test_an_absent_file_is_an_input_error_that_names_it(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.jsonl: No such file"):
+        read_jsonl(tmp_path / "nowhere.jsonl")
+
+
+def test_a_wrong_label_is_refused_with_the_two_right_ones(tmp_path):
+    path = write_lines(tmp_path / "length_bias.jsonl", PAIR, PAIR | {"label": "response3"})
+    with pytest.raises(InputError, match=r":2: field 'label': 'response3' is not one of response1, response2"):
+        read_jsonl(path, records.check_bias_pair)
+
+
+def test_an_id_that_stands_twice_is_refused_with_both_lines(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", TRAIN | {"id": "a"}, TRAIN | {"id": "b"}, TRAIN | {"id": "a"})
+    for read in (lambda: read_jsonl(path), lambda: list(iter_train_records(path))):
+        with pytest.raises(InputError, match=r":3: field 'id': 'a' stands already on line 1"):
+            read()
+
+
+def test_equal_records_without_ids_get_different_stable_ids(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", TRAIN, TRAIN, TRAIN | {"chosen": "other"})
+    first, second, third = (record["id"] for record in iter_train_records(path))
+    assert first.endswith("-0")
+    assert second == first[:-1] + "1"
+    assert third[:-2] != first[:-2]
+    assert [record["id"] for record in iter_train_records(path)] == [first, second, third]
+
+
+def test_unknown_fields_and_a_byte_order_mark_pass_through(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(TRAIN | {"mine": {"x": [1, None]}}).encode())
+    assert read_jsonl(path, records.check_train_record) == [TRAIN | {"mine": {"x": [1, None]}}]
+
+
+def test_a_short_bias_type_list_aligns_with_the_tail():
+    record = {"rejected": ["o", "l", "b"], "bias_type": ["length", "beauty"]}
+    assert records.aligned_bias_types(record) == ["original", "length", "beauty"]
+    assert records.aligned_bias_types({"rejected": ["o", "p"]}) == ["original", "original"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
+    path = tmp_path / "out.jsonl"
+    write_jsonl(path, [{"n": 1}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_jsonl(path, [{"n": 2}, {"n": float("nan")}])
+    assert path.read_text() == '{"n": 1}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_torn_last_line_is_cut_and_the_file_continued(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2, "text": "' + b"x" * 200_000)
+    with AppendOnlyFile(path) as file:
+        file.append({"n": 3})
+    assert [record["n"] for _, record in iter_jsonl(path)] == [1, 3]
+
+
+def test_a_file_that_is_one_torn_line_starts_afresh(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b'{"n": 1')
+    with AppendOnlyFile(path) as file:
+        file.append({"n": 2})
+    assert path.read_bytes() == b'{"n": 2}\n'
+
+
+def test_reading_is_lazy_so_a_late_bad_line_does_not_stop_the_first(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", {"n": 1}, b"{")
+    lines = iter_jsonl(path)
+    assert next(lines) == (1, {"n": 1})
+    with pytest.raises(InputError):
+        next(lines)
