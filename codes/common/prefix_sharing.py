@@ -1,0 +1,173 @@
+"""The [prompt | r1 | ... | rn] layout: each prompt is computed once for all of its answers.
+
+A *shared row* holds one group: the tokens that all its conversations begin with, then what each of them goes on with.
+Positions restart at the prompt's end for every answer, and a token attends to the prompt and to its own answer only, so
+each answer's hidden states, and their gradients, are those it would have alone. Several groups are packed into one row
+without any padding. The common prefix is taken on tokens, never on text.
+
+Attention is computed span by span, so what a mask would hide is never computed, and sliding windows and soft-capped
+scores stay exact. A model that bypasses transformers' attention interface, or carries state from token to token in
+another way, cannot share prefixes: ``RewardModel`` finds that out at the start and scores conversations one a row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+
+SPAN_ATTENTION = "contrastrm_spans"
+
+# Layer kinds whose tokens see earlier ones through attention alone, over the whole conversation or a window of it.
+ATTENTION_LAYERS = {"full_attention", "attention", "sliding_attention"}
+# What else a model may hand to its attention function that changes the result, and that is not computed here.
+UNSUPPORTED = ("s_aux", "position_bias")
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where one group lies in a row: the prompt in [start, prompt_end), then the answers, each up to its end."""
+
+    start: int
+    prompt_end: int
+    ends: tuple[int, ...]
+
+    def answers(self) -> list[tuple[int, int]]:
+        return list(zip((self.prompt_end, *self.ends), self.ends))
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """Groups one after another in one row, without padding; see ``pack_groups``."""
+
+    input_ids: list[int]
+    position_ids: list[int]
+    groups: tuple[Spans, ...]
+
+    @property
+    def read_at(self) -> list[int]:
+        """The index of every answer's last token, where its score is read, in the order the answers were given."""
+        return [end - 1 for group in self.groups for end in group.ends]
+
+
+def common_prefix_length(conversations: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all conversations share, leaving each at least one of its own to be read at."""
+    limit = min(map(len, conversations)) - 1
+    first = conversations[0]
+    return next((i for i in range(limit) if any(ids[i] != first[i] for ids in conversations)), max(limit, 0))
+
+
+def pack_groups(groups: Sequence[Sequence[Sequence[int]]], share: bool = True) -> PackedRow:
+    """Lay groups of conversations (token ids) out in one row.
+
+    With ``share`` False every conversation is a group of its own: an unpadded row without sharing.
+    """
+    if not share:
+        groups = [[conversation] for group in groups for conversation in group]
+    input_ids, position_ids, spans = [], [], []
+    for conversations in groups:
+        prompt_length = common_prefix_length(conversations) if len(conversations) > 1 else 0
+        start = len(input_ids)
+        input_ids += conversations[0][:prompt_length]
+        position_ids += range(prompt_length)
+        ends = []
+        for conversation in conversations:
+            input_ids += conversation[prompt_length:]
+            position_ids += range(prompt_length, len(conversation))
+            ends.append(len(input_ids))
+        spans.append(Spans(start, start + prompt_length, tuple(ends)))
+    return PackedRow(input_ids, position_ids, tuple(spans))
+
+
+def sharing_obstacle(config: PretrainedConfig) -> str | None:
+    """Why a decoder of this configuration cannot share prefixes, or None where nothing speaks against it."""
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ())
+    if other := sorted(kinds - ATTENTION_LAYERS):
+        return f"it has {', '.join(other)} layers"
+    if getattr(config, "attention_chunk_size", None):
+        return "it attends in chunks"
+    return None
+
+
+def span_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    prefix_spans: tuple[Spans, ...] | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention over one packed row, only where the layout allows any.
+
+    query: [1, heads, length, head_dim]; key and value: [1, kv_heads, length, head_dim]; ``prefix_spans`` comes as a
+    keyword of the model's forward. Returns [1, length, heads, head_dim]. Without spans it is stock SDPA.
+    """
+    if unsupported := [name for name in UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ValueError(f"span attention does not know {', '.join(unsupported)}")
+    if prefix_spans is None:
+        return AttentionInterface()["sdpa"](
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    settings = {
+        "dropout": dropout,
+        "scaling": scaling,
+        "softcap": kwargs.get("softcap"),
+        "window": kwargs.get("sliding_window"),
+    }
+    parts = []
+    for group in prefix_spans:
+        prompt = slice(group.start, group.prompt_end)
+        if group.prompt_end > group.start:
+            parts.append(_attend(query[:, :, prompt], key[:, :, prompt], value[:, :, prompt], **settings))
+        for start, end in group.answers():
+            keys, values = key[:, :, start:end], value[:, :, start:end]
+            if group.prompt_end > group.start:
+                keys = torch.cat((key[:, :, prompt], keys), dim=2)
+                values = torch.cat((value[:, :, prompt], values), dim=2)
+            parts.append(_attend(query[:, :, start:end], keys, values, **settings))
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    dropout: float,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Causal attention of the last tokens of a conversation (query) over the whole of it (key, value)."""
+    new, length = query.shape[2], key.shape[2]
+    windowed = window is not None and window < length
+    mask = None
+    if new < length or windowed or softcap is not None:
+        mask = torch.ones(new, length, dtype=torch.bool, device=query.device).tril(length - new)
+        if windowed:
+            mask = mask.triu(length - new - window + 1)
+    if softcap is None:
+        return scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=mask is None,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    scores = softcap * torch.tanh(query @ key.transpose(2, 3) * scaling / softcap)
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
+    return torch.nn.functional.dropout(weights, dropout) @ value
+
+
+AttentionInterface.register(SPAN_ATTENTION, span_attention)
+AttentionMaskInterface.register(SPAN_ATTENTION, AttentionMaskInterface()["sdpa"])
