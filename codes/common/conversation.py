@@ -85,7 +85,13 @@ def _with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
     if prefix and rendered[: len(prefix)] != prefix:
         template = _literal(tokenizer, prefix) + template
     if suffix and rendered[-len(suffix) :] != suffix:
-        template += "{% if not add_generation_prompt %}" + _literal(tokenizer, suffix) + "{% endif %}"
+        # Jinja drops one newline at a template's end, but not before what is appended here.
+        template = (
+            template.removesuffix("\n")
+            + "{% if not add_generation_prompt %}"
+            + _literal(tokenizer, suffix)
+            + "{% endif %}"
+        )
     return template
 
 

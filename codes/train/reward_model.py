@@ -10,6 +10,7 @@ import logging
 import os
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PAD_TOKEN = "<|contrastrm_pad|>"
+# Architectures that may get a fresh head. Others that are no classifier (a reward model of another library, a token
+# classifier) have a head of their own, which would silently be lost.
+HEADLESS_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "Model")
 
 
 class RewardModel(nn.Module):
@@ -46,6 +50,7 @@ class RewardModel(nn.Module):
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """input_ids, attention_mask: [rows, length], padded on either side -> scores: float32 [rows]."""
         if not self.reads_last_token:
+            input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
         body = self.model.base_model
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
@@ -70,7 +75,8 @@ class RewardModel(nn.Module):
         """Load a reward model, or with ``new_head`` also a causal or masked language model, which gets a fresh head.
 
         Raises InputError for a folder or name that cannot be loaded, a classifier with more than one label, a model
-        without a trained head (unless ``new_head``), and weights that do not fit the architecture.
+        without a trained head (unless ``new_head``), a model with a head of another kind, and weights that do not fit
+        the architecture or are missing.
         """
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = load_tokenizer(model_path, chat_template=chat_template, **source)
@@ -81,24 +87,27 @@ class RewardModel(nn.Module):
                 raise InputError(f"{model_path}: has {config.num_labels} labels; a reward model has exactly one")
             if not is_classifier and not new_head:
                 raise InputError(f"{model_path}: {_architecture(config)} has no reward head; train one from it first")
+            if not is_classifier and not _architecture(config).endswith((*HEADLESS_SUFFIXES, _UNKNOWN)):
+                raise InputError(f"{model_path}: {_architecture(config)} has a head that would be lost")
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 model_path, num_labels=1, dtype=dtype, output_loading_info=True, **source, **model_options
             )
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"{model_path}: cannot be loaded as a reward model: {first_line(error)}") from None
-        if is_classifier and (missing := sorted(loading["missing_keys"])):
-            raise InputError(f"{model_path}: weights are missing, {missing[0]} among {len(missing)}")
+        missing = [name for name in loading["missing_keys"] if is_classifier or not _starts_fresh(model, name)]
+        if missing:
+            raise InputError(f"{model_path}: weights are missing, {min(missing)} among {len(missing)}")
         return cls(model, tokenizer)
 
     def ensure_own_pad_token(self) -> None:
-        """Give tokenizer and model a pad token of their own where there is none or it is the end-of-text token.
+        """Give tokenizer and model a pad token of their own where there is none or it is the eos or the unknown one.
 
         Stock classes find the last token by the pad id, so a saved folder must have one that no text contains.
         """
         tokenizer = self.tokenizer
-        if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id, tokenizer.unk_token_id):
             tokenizer.add_special_tokens({"pad_token": PAD_TOKEN})
             if len(tokenizer) > self.config.get_text_config().vocab_size:
                 self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -113,10 +122,25 @@ class RewardModel(nn.Module):
         if state_dict is not None:
             state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
         self.model.save_pretrained(folder, state_dict=state_dict)
+        # Stock classes number the positions from the left, padding included.
+        self.tokenizer.padding_side = "right"
         self.tokenizer.save_pretrained(folder)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None) -> None:
-        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs)
+    # Trainer calls the first or the second name, by its version. Reentrant checkpointing is wrong under ZeRO where the
+    # body runs twice, so it is off unless asked for.
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **options) -> None:
+        self.model.gradient_checkpointing_enable(
+            {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}, **options
+        )
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **options) -> None:
+        self.model.activation_checkpointing_enable(
+            {"use_reentrant": False, **(activation_checkpointing_kwargs or {})}, **options
+        )
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
 
     def facts(self) -> dict:
         """What of the model a reader of its scores must know."""
@@ -151,8 +175,22 @@ def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
     return (positions * attention_mask.bool()).argmax(-1)
 
 
+def padded_on_the_right(input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same rows with their attended tokens first, in order; both [rows, length]."""
+    order = attention_mask.argsort(dim=-1, descending=True, stable=True)
+    return input_ids.gather(-1, order), attention_mask.gather(-1, order)
+
+
+_UNKNOWN = "a model of unknown architecture"
+
+
 def _architecture(config) -> str:
-    return (getattr(config, "architectures", None) or ["a model of unknown architecture"])[0]
+    return (getattr(config, "architectures", None) or [_UNKNOWN])[0]
+
+
+def _starts_fresh(model: PreTrainedModel, name: str) -> bool:
+    # The head, and the pooling layer in front of it, which masked language models do not have.
+    return not name.startswith(f"{model.base_model_prefix}.") or ".pooler." in name
 
 
 def _is_classifier(config) -> bool:

@@ -1,0 +1,195 @@
+"""Train records -> encoded groups -> batches, with everything that was left out or cut on the way counted."""
+
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from codes.common.conversation import encode_group, pad_batch
+from codes.common.records import CHOSEN_IS_BEST, InputError, iter_train_records
+
+FILLER = -1  # The index of a group that only keeps a rank busy; it counts for nothing.
+
+
+@dataclass
+class DataCounts:
+    """How many records, answers and tokens were used, left out or cut."""
+
+    records: int = 0
+    left_out_by_verification: dict[str, int] = field(default_factory=dict)
+    dropped_answers_equal_to_chosen: int = 0
+    dropped_groups_without_rejected: int = 0
+    groups: int = 0
+    rejected_answers: int = 0
+    conversations_with_cut_prompt: int = 0
+    conversations_with_cut_answer: int = 0
+    cut_prompt_tokens: int = 0
+    cut_answer_tokens: int = 0
+    tokens: int = 0
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EncodedGroup:
+    """One question's answers as token ids, the chosen one first; at least one rejected answer."""
+
+    index: int
+    answers: tuple[array, ...]
+    answer_characters: tuple[int, ...]
+
+
+def read_train_records(
+    paths: Sequence[str], *, keep_unverified: bool = False, verified_only: bool = False
+) -> tuple[list[dict], DataCounts]:
+    """Records of all files in order, without those that verification did not find ``CHOSEN_IS_BEST``.
+
+    ``keep_unverified`` keeps these too; ``verified_only`` also leaves out records that were never verified. Raises
+    InputError where a line is bad or nothing is left.
+    """
+    records, counts = [], DataCounts()
+    for path in paths:
+        for record in iter_train_records(path):
+            counts.records += 1
+            outcome = record.get("verify_correctness", "absent")
+            usable = {CHOSEN_IS_BEST} if verified_only else {CHOSEN_IS_BEST, "absent"}
+            if keep_unverified or outcome in usable:
+                records.append(record)
+            else:
+                counts.left_out_by_verification[outcome] = counts.left_out_by_verification.get(outcome, 0) + 1
+    if not records:
+        raise InputError(f"{', '.join(map(str, paths))}: verification left none of the {counts.records} records to use")
+    return records, counts
+
+
+def encode_groups(
+    tokenizer: PreTrainedTokenizerBase,
+    records: Sequence[dict],
+    counts: DataCounts,
+    *,
+    max_length: int,
+    first_rejected_only: bool = False,
+) -> list[EncodedGroup]:
+    """Encode each record's chosen and rejected answers; ``counts`` is filled in on the way.
+
+    A rejected answer whose ids equal the chosen one's, as truncation can make them, teaches nothing: it is dropped and
+    counted, and so is a group that has none left. Raises InputError where no group is left.
+    """
+    groups = []
+    for record in records:
+        texts = [record["chosen"], *record["rejected"][: 1 if first_rejected_only else None]]
+        chosen, *rejected = encode_group(tokenizer, record["question"], texts, max_length)
+        kept = [(chosen, texts[0])]
+        kept += [(answer, text) for answer, text in zip(rejected, texts[1:]) if answer.ids != chosen.ids]
+        counts.dropped_answers_equal_to_chosen += len(texts) - len(kept)
+        if len(kept) == 1:
+            counts.dropped_groups_without_rejected += 1
+            continue
+        for answer, _ in kept:
+            counts.conversations_with_cut_prompt += answer.prompt_cut > 0
+            counts.conversations_with_cut_answer += answer.answer_cut > 0
+            counts.cut_prompt_tokens += answer.prompt_cut
+            counts.cut_answer_tokens += answer.answer_cut
+            counts.tokens += len(answer.ids)
+        counts.rejected_answers += len(kept) - 1
+        groups.append(
+            EncodedGroup(
+                index=len(groups),
+                answers=tuple(array("i", answer.ids) for answer, _ in kept),
+                answer_characters=tuple(len(text) for _, text in kept),
+            )
+        )
+    counts.groups = len(groups)
+    if not groups:
+        raise InputError(
+            f"no group is left to train on: in all {len(records)} records the first {max_length} tokens of the rejected"
+            " answers equal the chosen one's; raise --max_length"
+        )
+    return groups
+
+
+class GroupDataset(Dataset):
+    """Encoded groups; ``FILLER`` gives the shortest one under that index."""
+
+    def __init__(self, groups: Sequence[EncodedGroup]):
+        self.groups = groups
+        shortest = min(groups, key=lambda group: sum(map(len, group.answers)))
+        self._filler = EncodedGroup(FILLER, shortest.answers, shortest.answer_characters)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> EncodedGroup:
+        return self._filler if index == FILLER else self.groups[index]
+
+
+class GroupBatchSampler(Sampler[list[int]]):
+    """One rank's micro-batches: every group once an epoch, and on every rank the same number of forwards.
+
+    The groups of a micro-step are dealt to the ranks in turn, so a step holds the same groups at any world size with
+    the same product of ranks and batch size. Where the last one has fewer groups than ranks, the ranks without get a
+    ``FILLER``: under ZeRO-3 a rank that ran fewer forwards would hang the others. With ``seed`` the order is a
+    permutation that depends on it and on ``epoch`` alone; without, it is the data's.
+    """
+
+    def __init__(
+        self,
+        groups: int,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int | None = None,
+        drop_last: bool = False,
+    ):
+        self.groups, self.rank, self.world_size, self.seed = groups, rank, world_size, seed
+        self.step_size = batch_size * world_size
+        self.drop_last = drop_last
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.groups // self.step_size if self.drop_last else -(-self.groups // self.step_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = np.arange(self.groups)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.groups)
+        for step in range(len(self)):
+            groups = order[step * self.step_size : (step + 1) * self.step_size]
+            yield groups[self.rank :: self.world_size].tolist() or [FILLER]
+
+
+@dataclass(frozen=True)
+class BatchGroups:
+    """Which groups a batch holds: ``group_sizes`` is an int64 CPU tensor [groups]; the characters are per answer."""
+
+    indices: list[int]
+    group_sizes: torch.Tensor
+    answer_characters: list[tuple[int, ...]]
+
+    @property
+    def counted(self) -> int:
+        """The number of groups that are no filler."""
+        return sum(index != FILLER for index in self.indices)
+
+
+@dataclass(frozen=True)
+class GroupCollator:
+    """Groups -> ``input_ids`` and ``attention_mask`` (int64 [answers, longest], padded on the right) and ``groups``."""
+
+    pad_id: int
+
+    def __call__(self, groups: Sequence[EncodedGroup]) -> dict:
+        return {
+            **pad_batch([answer for group in groups for answer in group.answers], self.pad_id),
+            "groups": BatchGroups(
+                indices=[group.index for group in groups],
+                group_sizes=torch.tensor([len(group.answers) for group in groups]),
+                answer_characters=[group.answer_characters for group in groups],
+            ),
+        }

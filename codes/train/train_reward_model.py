@@ -1,0 +1,213 @@
+"""Train a reward model on groups of one chosen and any number of rejected answers, contrastively or pairwise.
+
+    deepspeed --num_gpus 8 --module codes.train.train_reward_model --model_name_or_path Qwen/Qwen3-0.6B \\
+        --train_data_path data/train/sample.jsonl --output_dir output/reward_model --training_mode contrast \\
+        --deepspeed configs/ds_z2_config.json --bf16
+
+Starts from a causal or masked language model, which gets a new head, or from an existing reward model. Batch sizes
+count groups, and the loss is the mean over all groups of a step. The output folder is one that a stock
+AutoModelForSequenceClassification loads, with metrics.jsonl and run_info.json beside the weights. Without a launcher
+it trains in one process. Every flag of transformers' TrainingArguments is accepted besides the first ones below.
+"""
+
+import logging
+import os
+import shutil
+import sys
+import time
+
+import torch
+import torch.distributed as dist
+import transformers
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from codes.common.cli import RunFailed, run_main
+from codes.common.conversation import fitting_max_length, template_hash
+from codes.common.records import InputError, file_sha256, to_json
+from codes.common.run_info import redact, require_same_configuration, write_run_info
+from codes.train.data_utils import DataCounts, GroupDataset, encode_groups, read_train_records
+from codes.train.reward_model import RewardModel
+from codes.train.train_settings import (
+    RewardSettings,
+    RewardTrainingArguments,
+    checkpoint_to_resume,
+    files_of_a_run,
+    parse_settings,
+)
+from codes.train.trainer import RewardTrainer
+
+logger = logging.getLogger(__name__)
+
+SECONDS_FOR_RANK_0_TO_SPEAK = 10
+
+
+def train(arguments: list[str]) -> dict:
+    """Train as the command line says and save the model. Returns the training metrics."""
+    settings, training_arguments = parse_settings(arguments, __doc__)
+    _quiet_libraries(training_arguments)
+    checkpoint = checkpoint_to_resume(training_arguments)
+    _require_free_output(settings, training_arguments, resumes=checkpoint is not None)
+    records, counts = _read(settings, settings.train_data_path)
+    eval_records, eval_counts = _read(settings, settings.eval_data_path) if settings.eval_data_path else (None, None)
+
+    set_seed(training_arguments.seed)  # for the new head: the same on every rank
+    model = _load_model(settings, training_arguments)
+    max_length = fitting_max_length(settings.max_length, model.tokenizer, model.config)
+    groups = encode_groups(
+        model.tokenizer, records, counts, max_length=max_length, first_rejected_only=settings.first_rejected_only
+    )
+    eval_groups = eval_records and encode_groups(model.tokenizer, eval_records, eval_counts, max_length=max_length)
+    configuration = _configuration(settings, training_arguments, model.tokenizer, max_length)
+    if checkpoint is not None:
+        require_same_configuration(training_arguments.output_dir, configuration)
+
+    trainer = RewardTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=GroupDataset(groups),
+        eval_dataset=GroupDataset(eval_groups) if eval_groups else None,
+        objective=settings.objective,
+    )
+    provenance = _Provenance(settings, training_arguments, configuration, model, counts, eval_counts)
+    if training_arguments.process_index == 0:
+        _start_output(settings, training_arguments, resumes=checkpoint is not None)
+        provenance.write(finished=False)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    if training_arguments.process_index == 0:
+        provenance.write(finished=True, train_metrics=result.metrics)
+        logger.info("saved the reward model to %s", training_arguments.output_dir)
+    return result.metrics
+
+
+def _quiet_libraries(training_arguments: RewardTrainingArguments) -> None:
+    """Keep standard error readable: one rank speaks, libraries only warn, bars only on a terminal."""
+    is_first = training_arguments.process_index == 0
+    logging.getLogger().setLevel(logging.INFO if is_first else logging.ERROR)
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    transformers.logging.set_verbosity(transformers.logging.WARNING if is_first else transformers.logging.ERROR)
+    if not sys.stderr.isatty() or not is_first:
+        training_arguments.disable_tqdm = True
+        transformers.logging.disable_progress_bar()
+
+
+def _require_free_output(settings: RewardSettings, training_arguments: RewardTrainingArguments, resumes: bool) -> None:
+    found = files_of_a_run(training_arguments.output_dir)
+    if found and not resumes and not settings.overwrite_output_dir:
+        raise InputError(
+            f"--output_dir: {training_arguments.output_dir} holds a run ({found[0].name}); continue it with "
+            "--resume_from_checkpoint last, or remove it with --overwrite_output_dir"
+        )
+
+
+def _start_output(settings: RewardSettings, training_arguments: RewardTrainingArguments, resumes: bool) -> None:
+    os.makedirs(training_arguments.output_dir, exist_ok=True)
+    if settings.overwrite_output_dir and not resumes:
+        for path in files_of_a_run(training_arguments.output_dir):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _read(settings: RewardSettings, paths: list[str]) -> tuple[list[dict], DataCounts]:
+    return read_train_records(paths, keep_unverified=settings.keep_unverified, verified_only=settings.verified_only)
+
+
+def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArguments) -> RewardModel:
+    # Under DeepSpeed the engine casts the weights anyway; autocast, in one process, wants them in float32.
+    dtype = torch.float32
+    if training_arguments.deepspeed and training_arguments.bf16:
+        dtype = torch.bfloat16
+    elif training_arguments.deepspeed and training_arguments.fp16:
+        dtype = torch.float16
+    model = RewardModel.from_pretrained(
+        settings.model_name_or_path,
+        dtype=dtype,
+        new_head=True,
+        chat_template=settings.chat_template,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+    )
+    model.ensure_own_pad_token()
+    return model
+
+
+def _configuration(
+    settings: RewardSettings,
+    training_arguments: RewardTrainingArguments,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+) -> dict:
+    """What a resumed run must share with the one it continues."""
+    per_rank = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    return {
+        "model_name_or_path": settings.model_name_or_path,
+        "revision": settings.revision,
+        **settings.objective,
+        "max_length": max_length,
+        "chat_template": template_hash(tokenizer),
+        "train_data_sha256": [file_sha256(path) for path in settings.train_data_path],
+        "keep_unverified": settings.keep_unverified,
+        "verified_only": settings.verified_only,
+        "groups_per_step": per_rank * training_arguments.world_size,
+        "seed": training_arguments.seed,
+    }
+
+
+class _Provenance:
+    """run_info.json of the output folder, written when training starts and again when it has finished."""
+
+    def __init__(
+        self,
+        settings: RewardSettings,
+        training_arguments: RewardTrainingArguments,
+        configuration: dict,
+        model: RewardModel,
+        counts: DataCounts,
+        eval_counts: DataCounts | None,
+    ):
+        self.output_dir = training_arguments.output_dir
+        self.configuration = configuration
+        self.facts = {
+            "train_data": _files_and_counts(settings.train_data_path, counts),
+            "eval_data": eval_counts and _files_and_counts(settings.eval_data_path, eval_counts),
+            "model": model.facts(),
+            "world_size": training_arguments.world_size,
+            "training_arguments": _plain(training_arguments.to_sanitized_dict()),
+        }
+        if training_arguments.process_index == 0:
+            for name, data in (("train", counts), ("eval", eval_counts)):
+                if data is not None:
+                    logger.info("%s data: %s", name, to_json(data.as_dict()))
+
+    def write(self, **outcome: object) -> None:
+        write_run_info(self.output_dir, self.configuration, **self.facts, **outcome)
+
+
+def _files_and_counts(paths: list[str], counts: DataCounts) -> dict:
+    return {"files": [{"path": path, "sha256": file_sha256(path)} for path in paths], "counts": counts.as_dict()}
+
+
+def _plain(arguments: dict) -> dict:
+    """JSON values as they are, anything else as text; no credentials."""
+    plain = (bool, int, float, type(None))
+    return {name: value if isinstance(value, plain) else redact(str(value)) for name, value in arguments.items()}
+
+
+def main() -> None:
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        train(sys.argv[1:])
+    except (InputError, RunFailed, OSError):
+        # The launcher ends every rank when one fails: leave rank 0 the time to say why, once.
+        if rank != 0:
+            time.sleep(SECONDS_FOR_RANK_0_TO_SPEAK)
+        raise
+    if dist.is_initialized():
+        dist.barrier()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # ZeRO-3 on CPU ranks may abort while the interpreter shuts down; everything is written by now.
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,192 @@
+"""The command line of training: our flags beside transformers' TrainingArguments, checked before any work."""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import torch
+from transformers import HfArgumentParser, TrainingArguments
+
+from codes.common.cli import require_files
+from codes.common.conversation import first_line
+from codes.common.records import InputError
+from codes.train.trainer import METRICS_FILE, is_whole_checkpoint, newest_whole_checkpoint
+
+
+@dataclass
+class RewardSettings:
+    """What decides the model and the data; the flags that TrainingArguments does not have."""
+
+    model_name_or_path: str = field(metadata={"help": "folder or Hub name of a language model or a reward model"})
+    train_data_path: list[str] = field(metadata={"help": "one or more JSONL files of train records"})
+    training_mode: Literal["contrast", "pairwise", "bradley_terry"] = field(
+        metadata={
+            "help": "contrast: cross entropy of the chosen against every rejected answer; pairwise: margin loss; "
+            "bradley_terry: log-sigmoid loss"
+        }
+    )
+    pairs: Literal["first", "all"] = field(
+        default="first",
+        metadata={
+            "help": "pairwise and bradley_terry: pair the chosen answer with the first rejected one, or with all"
+        },
+    )
+    temperature: float = field(default=0.5, metadata={"help": "contrast: divides the scores, above 0"})
+    margin: float = field(default=1.0, metadata={"help": "pairwise: the score difference that is enough, at least 0"})
+    center_rewards_coefficient: float = field(
+        default=0.0, metadata={"help": "weight of the squared mean score of a group, added to the loss; at least 0"}
+    )
+    max_length: int = field(
+        default=1024,
+        metadata={"help": "tokens of a conversation; the oldest prompt tokens are cut, then the answer's end"},
+    )
+    eval_data_path: list[str] | None = field(
+        default=None, metadata={"help": "JSONL files of train records to evaluate on during training"}
+    )
+    keep_unverified: bool = field(
+        default=False, metadata={"help": "also use records whose verification failed or was undecided"}
+    )
+    verified_only: bool = field(default=False, metadata={"help": "leave out records that were never verified, too"})
+    chat_template: str | None = field(
+        default=None, metadata={"help": "file with a Jinja chat template that replaces the tokenizer's"}
+    )
+    revision: str | None = field(default=None, metadata={"help": "commit, tag or branch of the model on the Hub"})
+    trust_remote_code: bool = field(default=False, metadata={"help": "run code that the model's repository ships"})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "remove the run that --output_dir holds and train afresh"}
+    )
+
+    @property
+    def first_rejected_only(self) -> bool:
+        """Whether the rejected answers after the first take no part."""
+        return self.training_mode != "contrast" and self.pairs == "first"
+
+    @property
+    def objective(self) -> dict:
+        """The arguments of ``losses.group_losses``."""
+        names = ("training_mode", "pairs", "temperature", "margin", "center_rewards_coefficient")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass
+class RewardTrainingArguments(TrainingArguments):
+    """transformers' TrainingArguments with defaults for reward models."""
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "peak learning rate of AdamW"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "passes over the data"})
+    per_device_train_batch_size: int = field(default=4, metadata={"help": "groups per device and forward"})
+    per_device_eval_batch_size: int = field(default=4, metadata={"help": "groups per device and forward"})
+    logging_steps: float = field(default=10, metadata={"help": "optimizer steps between two logs; below 1: a share"})
+    save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept; older ones are removed"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "has no effect: groups have no columns"})
+    report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, ..., or all that are there"})
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists every flag)")
+
+
+def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettings, RewardTrainingArguments]:
+    """Our settings and transformers', checked. Raises InputError for whatever cannot work; writes nothing.
+
+    Joins the process group that the launcher describes, which TrainingArguments does when it is made.
+    """
+    parser = _Parser(
+        (RewardSettings, RewardTrainingArguments),
+        prog="python -m codes.train.train_reward_model",
+        description=description.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    given = vars(parser.parse_args(arguments))
+    settings = RewardSettings(**{item.name: given.pop(item.name) for item in fields(RewardSettings)})
+    _check_settings(settings)
+    _check_training_arguments(given, settings)
+    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
+        given["use_cpu"] = True
+    if settings.eval_data_path and "--eval_strategy" not in " ".join(arguments):
+        given["eval_strategy"] = "epoch"
+    try:
+        return settings, RewardTrainingArguments(**given)
+    except (ValueError, TypeError, ImportError) as error:
+        raise InputError(f"training arguments: {first_line(error)}") from None
+
+
+def _check_settings(settings: RewardSettings) -> None:
+    _require("--temperature", settings.temperature, "above 0", settings.temperature > 0)
+    _require("--margin", settings.margin, "at least 0", settings.margin >= 0)
+    coefficient = settings.center_rewards_coefficient
+    _require("--center_rewards_coefficient", coefficient, "at least 0", coefficient >= 0)
+    _require("--max_length", settings.max_length, "at least 1", settings.max_length >= 1)
+    if settings.keep_unverified and settings.verified_only:
+        raise InputError("--keep_unverified and --verified_only contradict each other")
+    require_files(settings.train_data_path, "--train_data_path")
+    require_files(settings.eval_data_path or [], "--eval_data_path")
+    if settings.chat_template:
+        require_files([settings.chat_template], "--chat_template")
+
+
+def _check_training_arguments(given: dict, settings: RewardSettings) -> None:
+    if not given["output_dir"]:
+        raise InputError("the following arguments are required: --output_dir (--help lists every flag)")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        _require(f"--{name}", given[name], "at least 1", given[name] >= 1)
+    _require("--num_train_epochs", given["num_train_epochs"], "above 0", given["num_train_epochs"] > 0)
+    _require("--learning_rate", given["learning_rate"], "at least 0", given["learning_rate"] >= 0)
+    if given["train_sampling_strategy"] not in ("random", "sequential"):
+        raise InputError("--train_sampling_strategy: groups are drawn random or sequential")
+    if given["label_smoothing_factor"]:
+        raise InputError("--label_smoothing_factor: the losses over groups have no label smoothing")
+    if given["fsdp"]:
+        raise InputError("--fsdp: models are sharded by DeepSpeed here; use --deepspeed configs/ds_z3_config.json")
+    if str(given["eval_strategy"]) != "no" and not settings.eval_data_path:
+        raise InputError("--eval_strategy: needs --eval_data_path")
+    if given["deepspeed"]:
+        _check_deepspeed_config(given["deepspeed"])
+
+
+def _check_deepspeed_config(path: str) -> None:
+    require_files([path], "--deepspeed")
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+        zero = config.get("zero_optimization", {})
+        stage, gathers = zero.get("stage", 0), zero.get("stage3_gather_16bit_weights_on_model_save")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"--deepspeed {path}: is no DeepSpeed configuration: {first_line(error)}") from None
+    if stage == 3 and gathers is not True:
+        raise InputError(
+            f"--deepspeed {path}: field 'zero_optimization.stage3_gather_16bit_weights_on_model_save': must be true, "
+            "or ZeRO-3 would save no weights"
+        )
+
+
+def _require(flag: str, value: float, wanted: str, holds: bool) -> None:
+    if not (math.isfinite(value) and holds):
+        raise InputError(f"{flag}: {value} is not a number {wanted}")
+
+
+def checkpoint_to_resume(training_arguments: TrainingArguments) -> str | None:
+    """The checkpoint that --resume_from_checkpoint names: a folder, or the newest whole one for True or last."""
+    named = training_arguments.resume_from_checkpoint
+    if named is None or str(named).lower() == "false":
+        return None
+    if str(named).lower() in ("true", "last"):
+        newest = newest_whole_checkpoint(training_arguments.output_dir)
+        if newest is None:
+            raise InputError(f"--resume_from_checkpoint: {training_arguments.output_dir} holds no whole checkpoint")
+        return str(newest)
+    if not is_whole_checkpoint(Path(named)):
+        raise InputError(f"--resume_from_checkpoint: {named} is not a whole checkpoint")
+    return str(named)
+
+
+def files_of_a_run(output_dir: str | os.PathLike) -> list[Path]:
+    """What a run left in a folder: checkpoints, weights, metrics and provenance."""
+    folder = Path(output_dir)
+    names = ("checkpoint-*", "model*.safetensors", "model.safetensors.index.json", METRICS_FILE, "run_info.json")
+    return sorted({path for name in names for path in folder.glob(name)})
