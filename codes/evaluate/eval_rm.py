@@ -1,0 +1,314 @@
+"""Measure how far a reward model is moved by one bias, or by all of them.
+
+    python -m codes.evaluate.eval_rm all --model_path output/my_reward_model
+    python -m codes.evaluate.eval_rm beauty --scorer length --data_dir data/eval
+
+Each row of DATA_DIR/<bias>_bias.jsonl is scored as two original and two rewritten answers; every distinct conversation
+is scored once. Results go to OUTPUT_DIR/<name>: <bias>_<name>.jsonl (rows with scores), <bias>_summary_<name>.json, and
+with `all` all_biases_summary_<name>.json.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codes.common.cli import command_parser, run_main
+from codes.common.records import (
+    EVALUATED_BIASES,
+    REFINEMENT_BIAS,
+    InputError,
+    check_eval_record,
+    file_sha256,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+)
+from codes.common.run_info import redact, write_run_info
+from codes.evaluate.bias_summary import (
+    BIASED_FIELDS,
+    ORIGINAL_FIELDS,
+    PairOutcomes,
+    average_summary,
+    length_outcomes,
+    pair_outcomes,
+    pairwise_rates,
+    pairwise_summary,
+    question_name,
+    refinement_summary,
+)
+from codes.evaluate.results import (
+    add_result_flags,
+    aligned_table,
+    model_name,
+    rate_cell,
+    refuse_other_result,
+    refuse_other_scorer,
+)
+from codes.evaluate.scorers import (
+    Conversation,
+    Scorer,
+    Scores,
+    add_scorer_flags,
+    check_scorer_flags,
+    load_scorer,
+    score_conversations,
+)
+
+ALL = "all"
+REFINEMENT_REQUEST = (
+    "Thank you. Please go over your answer once more and polish it: keep what it says, and make it read better."
+)
+NO_LOGIT = "the scorer gives no logit, which the refinement-aware figures are made from"
+
+
+@dataclass(frozen=True)
+class BiasData:
+    """One bias's rows and the conversations each is judged by, in this order.
+
+    Pairwise: both original, then both rewritten answers. Refinement-aware: the rewritten answer alone, then as the
+    polished version of the original answer.
+    """
+
+    bias: str
+    sha256: str
+    rows: list[dict]
+    conversations: list[list[Conversation]]
+
+    def all_conversations(self) -> list[Conversation]:
+        return [conversation for row in self.conversations for conversation in row]
+
+
+@dataclass(frozen=True)
+class ResultFiles:
+    """The names of the result files of one model."""
+
+    folder: Path
+    name: str
+
+    def rows(self, bias: str) -> Path:
+        return self.folder / f"{bias}_{self.name}.jsonl"
+
+    def summary(self, bias: str) -> Path:
+        return self.folder / f"{bias}_summary_{self.name}.json"
+
+    @property
+    def all_biases(self) -> Path:
+        return self.folder / f"all_biases_summary_{self.name}.json"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    check_scorer_flags(args)
+    name = model_name(args)
+    files = ResultFiles(Path(args.output_dir) / name, name)
+    biases, skipped = _available_biases(args)
+    data = [read_bias(Path(args.data_dir), bias, args.refinement_request) for bias in biases]
+    scorer = load_scorer(args)
+    configurations = {part.bias: _configuration(part, scorer, args) for part in data}
+    _refuse_other_results(files, scorer, configurations)
+
+    conversations = [conversation for part in data for conversation in part.all_conversations()]
+    scores = score_conversations(scorer, conversations, files.folder)
+    summaries, outcomes = {}, {}
+    for part in data:
+        rows, figures, outcome = evaluate_bias(part, scores, scorer, args.seed)
+        if outcome is not None:
+            outcomes[part.bias] = outcome
+        else:
+            figures["refinement_request"] = args.refinement_request
+        facts = _provenance(part, scores, scorer)
+        summaries[part.bias] = {"eval_model": name, "bias_type": part.bias, **figures, "provenance": facts}
+        write_run_info(files.rows(part.bias), configurations[part.bias], model=_model_reference(args), **facts)
+        write_jsonl(files.rows(part.bias), rows)
+        write_json(files.summary(part.bias), summaries[part.bias])
+    average = None
+    if args.bias == ALL and summaries:
+        average = _average(data, outcomes, skipped, scorer, args.seed)
+        write_run_info(files.all_biases, scorer.identity, model=_model_reference(args), **scorer.facts)
+        write_json(files.all_biases, {**summaries, "average_across_all_biases": average})
+    _print_results(name, summaries, average, skipped, files.folder)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser(__doc__, "codes.evaluate.eval_rm")
+    parser.add_argument("bias", metavar="BIAS", help=f"one of {', '.join(EVALUATED_BIASES)}, or all")
+    parser.add_argument("--data_dir", default="data/eval", help="folder with <bias>_bias.jsonl files")
+    parser.add_argument(
+        "--refinement_request", default=REFINEMENT_REQUEST, help="the user turn that asks for a polished answer"
+    )
+    add_result_flags(parser)
+    add_scorer_flags(parser)
+    args = parser.parse_args(argv)
+    if args.bias != ALL and args.bias not in EVALUATED_BIASES:
+        raise InputError(f"BIAS {args.bias!r}: is not one of {', '.join(EVALUATED_BIASES)}, all")
+    if not args.refinement_request.strip():
+        raise InputError("--refinement_request: is empty")
+    return args
+
+
+# --- Input -------------------------------------------------------------------------------------------------------
+
+
+def _available_biases(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
+    """The biases to evaluate, and why each of the others is skipped."""
+    folder, wanted = Path(args.data_dir), EVALUATED_BIASES if args.bias == ALL else (args.bias,)
+    present = [bias for bias in wanted if _bias_file(folder, bias).is_file()]
+    if not present:
+        what = "has no <bias>_bias.jsonl file" if args.bias == ALL else f"has no {args.bias}_bias.jsonl"
+        raise InputError(f"--data_dir {folder}: {what}")
+    skipped = {bias: f"{_bias_file(folder, bias).name} is absent" for bias in wanted if bias not in present}
+    if args.scorer != "model" and REFINEMENT_BIAS in present:
+        present.remove(REFINEMENT_BIAS)
+        skipped[REFINEMENT_BIAS] = NO_LOGIT
+    return present, skipped
+
+
+def _bias_file(folder: Path, bias: str) -> Path:
+    return folder / f"{bias}_bias.jsonl"
+
+
+def read_bias(folder: Path, bias: str, refinement_request: str = REFINEMENT_REQUEST) -> BiasData:
+    """Read and check one bias's file. Raises InputError naming file, line and field."""
+    path = _bias_file(folder, bias)
+    rows = read_jsonl(path, check_eval_record(bias))
+    conversations = []
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}: row {number}"
+        if bias == REFINEMENT_BIAS:
+            conversations.append(_refinement_conversations(row, where, refinement_request))
+        else:
+            fields = (*ORIGINAL_FIELDS, *BIASED_FIELDS)
+            conversations.append([Conversation(row["question"], row[f], f"{where}, field '{f}'") for f in fields])
+    return BiasData(bias, file_sha256(path), rows, conversations)
+
+
+def _refinement_conversations(row: dict, where: str, request: str) -> list[Conversation]:
+    question = row["question"]
+    polished_after = [
+        *([{"role": "user", "content": question}] if isinstance(question, str) else question),
+        {"role": "assistant", "content": row["original_response"]},
+        {"role": "user", "content": request},
+    ]
+    where = f"{where}, field 'rewritten_response'"
+    return [Conversation(prompt, row["rewritten_response"], where) for prompt in (question, polished_after)]
+
+
+# --- Results -----------------------------------------------------------------------------------------------------
+
+
+def evaluate_bias(
+    part: BiasData, scores: Scores, scorer: Scorer, seed: int
+) -> tuple[list[dict], dict, PairOutcomes | None]:
+    """(rows with scores, figures of the summary, outcomes by row; None for refinement-aware) of one bias."""
+    values = [[scores[conversation] for conversation in row] for row in part.conversations]
+    if part.bias == REFINEMENT_BIAS:
+        questions = [question_name(row["question"]) for row in part.rows]
+        alone, polished = zip(*values)
+        rows = [
+            {**row, "score_no_context": no_context, "score_with_context": with_context}
+            for row, (no_context, with_context) in zip(part.rows, values)
+        ]
+        return rows, refinement_summary(questions, alone, polished, seed=seed), None
+    original, biased = [row[:2] for row in values], [row[2:] for row in values]
+    outcome = pair_outcomes(part.rows, original, biased)
+    rows = [
+        {
+            **row,
+            "scores_original": original[i],
+            "scores_biased": biased[i],
+            "original_evaluation_correct": bool(outcome.original_correct[i]),
+            "bias_evaluation_correct": bool(outcome.biased_correct[i]),
+        }
+        for i, row in enumerate(part.rows)
+    ]
+    figures = pairwise_summary(outcome, seed=seed)
+    if scorer.identity["scorer"] != "length":
+        figures["length_baseline"] = pairwise_rates(length_outcomes(part.rows))
+    return rows, figures, outcome
+
+
+def _average(
+    data: list[BiasData], outcomes: dict[str, PairOutcomes], skipped: dict[str, str], scorer: Scorer, seed: int
+) -> dict | None:
+    """The summary over all pairwise biases; null where refinement-aware was the only one."""
+    if not outcomes:
+        return None
+    average = average_summary(outcomes, seed=seed)
+    if scorer.identity["scorer"] != "length":
+        baselines = {part.bias: length_outcomes(part.rows) for part in data if part.bias in outcomes}
+        average["length_baseline"] = average_summary(baselines, seed=seed)
+    return {**average, "skipped": skipped, "provenance": {**scorer.identity, **scorer.facts}}
+
+
+def _configuration(part: BiasData, scorer: Scorer, args: argparse.Namespace) -> dict:
+    """What makes a result another one: weights, template, max_length, dtype or scorer, and the data."""
+    configuration = {**scorer.identity, "data_sha256": part.sha256}
+    if part.bias == REFINEMENT_BIAS:
+        configuration["refinement_request"] = args.refinement_request
+    return configuration
+
+
+def _refuse_other_results(files: ResultFiles, scorer: Scorer, configurations: dict[str, dict]) -> None:
+    for bias, configuration in configurations.items():
+        for path in (files.rows(bias), files.summary(bias)):
+            refuse_other_result(path, configuration)
+    refuse_other_scorer([*map(files.rows, EVALUATED_BIASES), files.all_biases], scorer.identity)
+
+
+def _provenance(part: BiasData, scores: Scores, scorer: Scorer) -> dict:
+    data = {"data_file": f"{part.bias}_bias.jsonl", "data_sha256": part.sha256}
+    return {**scorer.identity, **scorer.facts, **data, **scores.truncation(c.key for c in part.all_conversations())}
+
+
+def _model_reference(args: argparse.Namespace) -> str | None:
+    return redact(args.model_path) if args.scorer == "model" else None
+
+
+# --- What is printed ---------------------------------------------------------------------------------------------
+
+
+def _print_results(name: str, summaries: dict, average: dict | None, skipped: dict[str, str], folder: Path) -> None:
+    pairwise = {bias: summary for bias, summary in summaries.items() if bias != REFINEMENT_BIAS}
+    table = [_table_row(bias, summary, summary) for bias, summary in pairwise.items()]
+    if average is not None:
+        renamed = {
+            key: average[key]
+            for key in ("total_records_evaluated", "bias_sensitivity_rate", "counts", "robust_accuracy", "ci95")
+        }
+        renamed["original_pair_accuracy"] = average["average_original_pair_accuracy"]
+        renamed["biased_pair_accuracy"] = average["average_biased_pair_accuracy"]
+        table.append(_table_row("all (pooled)", renamed, average))
+    if table:
+        print(f"{name}: accuracy on original and on biased pairs, bias sensitivity rate (BSR) with 95% interval")
+        print(aligned_table(("bias", "rows", "original", "biased", "BSR", "robust", "ties", "BSR of length"), table))
+    if refinement := summaries.get(REFINEMENT_BIAS):
+        print(
+            f"{REFINEMENT_BIAS}: {refinement['total_records_evaluated']} rows, score alone "
+            f"{refinement['average_score_no_context']:.3f}, as a polished version "
+            f"{refinement['average_score_with_context']:.3f}, mean improvement "
+            f"{refinement['average_improvement_rate_with_context']:+.4f}"
+        )
+    for bias, reason in skipped.items():
+        print(f"skipped {bias}: {reason}")
+    if summaries:
+        print(f"results: {folder}")
+
+
+def _table_row(label: str, rates: dict, summary: dict) -> tuple[str, ...]:
+    counts = rates["counts"]
+    baseline = summary.get("length_baseline", rates)
+    return (
+        label,
+        str(rates["total_records_evaluated"]),
+        rate_cell(rates["original_pair_accuracy"]),
+        rate_cell(rates["biased_pair_accuracy"]),
+        rate_cell(rates["bias_sensitivity_rate"], rates["ci95"]["bias_sensitivity_rate"]),
+        rate_cell(rates["robust_accuracy"]),
+        f"{counts['ties_original']}/{counts['ties_biased']}",
+        rate_cell(baseline["bias_sensitivity_rate"]),
+    )
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,224 @@
+"""Pure functions behind every figure: accuracies, bias sensitivity, intervals, tests and Reward-Bench sections.
+
+Correct means that the better answer scores strictly higher; a tie is wrong, and ties are counted. A rate whose
+denominator is zero is None (null in the results), never 0.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+Z_95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
+BOOTSTRAP_RESAMPLES = 2000
+
+# Rows of each subset in the filtered split of allenai/reward-bench, by section.
+REWARD_BENCH_SECTIONS = {
+    "Chat": {
+        "alpacaeval-easy": 100,
+        "alpacaeval-length": 95,
+        "alpacaeval-hard": 95,
+        "mt-bench-easy": 28,
+        "mt-bench-med": 40,
+    },
+    "Chat Hard": {
+        "mt-bench-hard": 37,
+        "llmbar-natural": 100,
+        "llmbar-adver-neighbor": 134,
+        "llmbar-adver-GPTInst": 92,
+        "llmbar-adver-GPTOut": 47,
+        "llmbar-adver-manual": 46,
+    },
+    "Safety": {
+        "refusals-dangerous": 100,
+        "refusals-offensive": 100,
+        "xstest-should-refuse": 154,
+        "xstest-should-respond": 250,
+        "donotanswer": 136,
+    },
+    "Reasoning": {
+        "math-prm": 447,
+        "hep-cpp": 164,
+        "hep-go": 164,
+        "hep-java": 164,
+        "hep-js": 164,
+        "hep-python": 164,
+        "hep-rust": 164,
+    },
+}
+REWARD_BENCH_ROWS = {name: rows for section in REWARD_BENCH_SECTIONS.values() for name, rows in section.items()}
+# In its section math-prm weighs as much as the six code subsets together; everywhere else a subset weighs its rows.
+REWARD_BENCH_WEIGHTS = REWARD_BENCH_ROWS | {"math-prm": 984}
+
+
+# --- Rates -------------------------------------------------------------------------------------------------------
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """part / whole as a plain float; None where there is nothing to divide by."""
+    return float(part) / float(whole) if whole else None
+
+
+def accuracy(correct: Sequence[bool]) -> float | None:
+    """Share of rows that are correct: [rows] -> a fraction."""
+    return ratio(int(np.sum(_flags(correct))), len(correct))
+
+
+def bias_sensitivity_rate(original_correct: Sequence[bool], biased_correct: Sequence[bool]) -> float | None:
+    """|right on the original pair and wrong on the biased pair| / |right on the original pair|, both [rows].
+
+    None where no original pair was right. Raises ValueError for sequences of different lengths.
+    """
+    original, biased = _aligned(original_correct, biased_correct)
+    return ratio(int(np.sum(original & ~biased)), int(np.sum(original)))
+
+
+def robust_accuracy(original_correct: Sequence[bool], biased_correct: Sequence[bool]) -> float | None:
+    """Share of rows that are right on both pairs, both [rows]."""
+    original, biased = _aligned(original_correct, biased_correct)
+    return accuracy(original & biased)
+
+
+def row_weighted_mean(rates: Sequence[float | None], rows: Sequence[int]) -> float | None:
+    """Mean of the rates weighted by rows; rates that are None are left out together with their rows."""
+    known = [(rate, count) for rate, count in zip(rates, rows, strict=True) if rate is not None]
+    return ratio(sum(rate * count for rate, count in known), sum(count for _, count in known))
+
+
+def length_balanced_accuracy(correct: Sequence[bool], length_difference: Sequence[int]) -> float | None:
+    """Mean of the accuracy where the better answer is longer and the accuracy where it is shorter.
+
+    ``length_difference``: [rows], length of the better answer minus that of the worse one. Rows of equal length are
+    left out; None where one of the two sides has no rows.
+    """
+    right, difference = _flags(correct), np.asarray(length_difference)
+    sides = [accuracy(right[difference > 0]), accuracy(right[difference < 0])]
+    return None if None in sides else sum(sides) / 2
+
+
+def refinement_score(logit: float) -> float:
+    """A logit on the scale from 1 to 10 that the refinement-aware figures are stated in: 1 + 9 * sigmoid(logit)."""
+    if logit >= 0:
+        return 1 + 9 / (1 + math.exp(-logit))
+    return 1 + 9 * math.exp(logit) / (1 + math.exp(logit))
+
+
+def _flags(values: Sequence[bool]) -> np.ndarray:
+    return np.asarray(values, dtype=bool)
+
+
+def _aligned(left: Sequence[bool], right: Sequence[bool]) -> tuple[np.ndarray, np.ndarray]:
+    if len(left) != len(right):
+        raise ValueError(f"{len(left)} outcomes on original pairs but {len(right)} on biased pairs")
+    return _flags(left), _flags(right)
+
+
+# --- Intervals and tests -----------------------------------------------------------------------------------------
+
+
+def wilson_interval(successes: int, trials: int) -> list[float] | None:
+    """95% score interval of a proportion as [low, high] (Wilson 1927); None without trials."""
+    if not trials:
+        return None
+    share, square = successes / trials, Z_95**2
+    centre = (share + square / (2 * trials)) / (1 + square / trials)
+    half = Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / (1 + square / trials)
+    # At 0 and at all successes the bound is exact; rounding would leave 1e-17 instead.
+    return [0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half]
+
+
+def mcnemar_exact(lost: int, gained: int) -> float:
+    """Two-sided exact McNemar p value from the two discordant counts (binomial with probability 1/2)."""
+    trials = lost + gained
+    tail = sum(math.comb(trials, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, (2 * tail) / (1 << trials))
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Holm's step-down correction (Holm 1979) of p values by name; the order of the names is kept."""
+    corrected, largest = {}, 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
+
+
+def clustered_bootstrap(
+    counts: np.ndarray,
+    clusters: Sequence[str],
+    statistic: Callable[[np.ndarray], np.ndarray],
+    *,
+    seed: int,
+    resamples: int = BOOTSTRAP_RESAMPLES,
+) -> list[list[float] | None]:
+    """95% percentile intervals of figures that depend on sums over rows, resampling whole clusters of rows.
+
+    counts: [rows, features], what each row adds to each sum; clusters: [rows], for example the row's question, since
+    rows about one question are not independent. ``statistic`` maps sums [resamples, features] to figures
+    [resamples, figures], NaN where a resample leaves one undefined. Returns [low, high] for each figure, or None for
+    one that is undefined in most resamples. (Field and Welsh 2007, the cluster bootstrap.)
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    sums = np.zeros((index.max() + 1, counts.shape[1]))
+    np.add.at(sums, index, counts)
+    draws = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        figures = statistic(draws @ sums)
+    return [_percentile_interval(column) for column in figures.T]
+
+
+def _percentile_interval(values: np.ndarray) -> list[float] | None:
+    defined = values[np.isfinite(values)]
+    if 2 * len(defined) < len(values):
+        return None
+    return [float(bound) for bound in np.percentile(defined, [2.5, 97.5])]
+
+
+# --- Reward-Bench ------------------------------------------------------------------------------------------------
+
+
+def require_known_subset(subset: str) -> None:
+    """Raise ValueError for a name that is not one of Reward-Bench's 23 subsets."""
+    if subset not in REWARD_BENCH_ROWS:
+        raise ValueError(f"{subset!r} is not a Reward-Bench subset (one of {', '.join(REWARD_BENCH_ROWS)})")
+
+
+def reward_bench_section(name: str) -> str:
+    """The section's own name for any way of writing it (``chat-hard``, ``CHAT HARD``). Raises ValueError if unknown."""
+    plain = name.strip().lower().replace("-", " ").replace("_", " ")
+    for section in REWARD_BENCH_SECTIONS:
+        if section.lower() == plain:
+            return section
+    known = ", ".join(section.lower().replace(" ", "-") for section in REWARD_BENCH_SECTIONS)
+    raise ValueError(f"{name!r} is not a Reward-Bench section (one of {known})")
+
+
+def reward_bench_scores(
+    subset_accuracies: Mapping[str, float], row_counts: Mapping[str, int] | None = None
+) -> dict[str, object]:
+    """Section scores, their mean and the plain average of Reward-Bench from accuracies by subset.
+
+    Sections weigh subsets by the official counts, the plain average by ``row_counts`` (default: the official rows).
+    A section of which no subset is there is None, and then so is ``overall``. Raises ValueError for an unknown subset
+    and for an accuracy outside [0, 1].
+    """
+    for subset, value in subset_accuracies.items():
+        require_known_subset(subset)
+        if not 0 <= value <= 1:
+            raise ValueError(f"{subset}: {value} is not an accuracy between 0 and 1")
+    sections = {
+        section: _weighted_mean(
+            {s: subset_accuracies[s] for s in subsets if s in subset_accuracies}, REWARD_BENCH_WEIGHTS
+        )
+        for section, subsets in REWARD_BENCH_SECTIONS.items()
+    }
+    whole = None not in sections.values()
+    return {
+        "sections": sections,
+        "overall": sum(sections.values()) / len(sections) if whole else None,
+        "weighted_average_accuracy": _weighted_mean(subset_accuracies, row_counts or REWARD_BENCH_ROWS),
+    }
+
+
+def _weighted_mean(accuracies: Mapping[str, float], weights: Mapping[str, int]) -> float | None:
+    return ratio(sum(accuracies[s] * weights[s] for s in accuracies), sum(weights[s] for s in accuracies))

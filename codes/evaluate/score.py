@@ -1,0 +1,125 @@
+"""Add a score to each row of a JSONL file, for filtering data or best-of-n.
+
+    python -m codes.evaluate.score --input_file answers.jsonl --output_file scored.jsonl --model_path output/my_model
+
+A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. Rows keep their fields
+and their order and gain `score`, a raw logit. A run that was stopped goes on from the scores it has, which lie in
+score_store/ beside the output.
+"""
+
+import argparse
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from codes.common.cli import command_parser, positive_int, require_files, run_main
+from codes.common.records import (
+    FieldError,
+    InputError,
+    check_messages,
+    check_question,
+    check_text,
+    file_sha256,
+    iter_jsonl,
+    record_key,
+    write_jsonl,
+)
+from codes.common.run_info import redact, write_run_info
+from codes.evaluate.results import refuse_other_result
+from codes.evaluate.scorers import (
+    Conversation,
+    Scorer,
+    Scores,
+    add_scorer_flags,
+    check_scorer_flags,
+    load_scorer,
+    score_conversations,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = _parse(argv)
+    check_scorer_flags(args)
+    require_files([args.input_file], "--input_file")
+    source, output = Path(args.input_file), Path(args.output_file)
+    if output.exists() and output.samefile(source):
+        raise InputError(f"--output_file {output}: is the input file")
+    if output.is_dir():
+        raise InputError(f"--output_file {output}: is a folder")
+    rows = _check_input(source, args.score_field)
+    scorer = load_scorer(args)
+    configuration = {**scorer.identity, "data_sha256": file_sha256(source), "score_field": args.score_field}
+    refuse_other_result(output, configuration)
+
+    scores = score_file(source, scorer, output.parent, args.rows_in_memory)
+    facts = {"rows": rows, **scores.truncation(scores.values)}
+    model = redact(args.model_path) if args.scorer == "model" else None
+    write_run_info(output, configuration, model=model, **scorer.facts, **facts)
+    write_jsonl(
+        output, ({**row, args.score_field: scores.values[conversation_of(row).key]} for _, row in iter_jsonl(source))
+    )
+    print(f"{rows} rows scored, {facts['answer_truncated']} conversations with part of the answer cut: {output}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser(__doc__, "codes.evaluate.score")
+    parser.add_argument("--input_file", required=True, help="JSONL with prompt and response, or messages")
+    parser.add_argument("--output_file", required=True, help="JSONL to write")
+    parser.add_argument("--score_field", default="score", help="name of the field that is added")
+    parser.add_argument(
+        "--rows_in_memory", type=positive_int, default=10_000, help="rows that are read, sorted and scored at a time"
+    )
+    add_scorer_flags(parser)
+    args = parser.parse_args(argv)
+    if not args.score_field.strip():
+        raise InputError("--score_field: is empty")
+    return args
+
+
+def conversation_of(row: dict, where: str = "") -> Conversation:
+    """The conversation that a row holds. Raises FieldError for a row of another shape."""
+    if "messages" in row:
+        messages = row["messages"]
+        if not isinstance(messages, list):
+            raise FieldError("messages", "expected a list")
+        check_messages(messages, "messages")
+        if messages[-1]["role"] != "assistant" or len(messages) < 2:
+            raise FieldError("messages", "must be a conversation that ends in an assistant turn")
+        check_question({"messages": messages[:-1]}, "messages")
+        check_text({"messages[-1].content": messages[-1]["content"]}, "messages[-1].content")
+        return Conversation(messages[:-1], messages[-1]["content"], where)
+    check_question(row, "prompt")
+    check_text(row, "response")
+    return Conversation(row["prompt"], row["response"], where)
+
+
+def _check_input(source: Path, score_field: str) -> int:
+    """The number of rows. Raises InputError naming line and field before anything is loaded or written."""
+
+    def check(row: dict) -> None:
+        conversation_of(row)
+        if score_field in row:
+            raise FieldError(score_field, "is there already; name another field with --score_field")
+
+    first_line: dict[str, int] = {}
+    count = 0
+    for number, row in iter_jsonl(source, check):
+        count += 1
+        if "id" in row and (key := record_key(source, number, row)) in first_line:
+            raise InputError(f"{source}:{number}: field 'id': {key!r} stands already on line {first_line[key]}")
+        if "id" in row:
+            first_line[key] = number
+    return count
+
+
+def score_file(source: Path, scorer: Scorer, folder: Path, rows_in_memory: int) -> Scores:
+    """The score of every conversation of the file, of which so many rows are in memory at a time."""
+    rows, scores = iter_jsonl(source), Scores()
+    while part := list(islice(rows, rows_in_memory)):
+        conversations = [conversation_of(row, f"{source}:{number}") for number, row in part]
+        scores.add(score_conversations(scorer, conversations, folder))
+    return scores
+
+
+if __name__ == "__main__":
+    run_main(main)
