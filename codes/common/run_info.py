@@ -49,19 +49,24 @@ def require_same_configuration(output: str | os.PathLike, configuration: dict) -
         before = json.loads(path.read_text(encoding="utf-8"))["configuration"]
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path}: is not the provenance of a run; move it away to start afresh") from None
-    now = json.loads(to_json(configuration))
+    if difference := configuration_difference(before, json.loads(to_json(configuration))):
+        raise InputError(
+            f"{output}: made with another configuration ({difference}); choose another output or remove it"
+        )
+
+
+def configuration_difference(before: dict, now: dict) -> str | None:
+    """The first key whose value differs, with both values, as text; None where the two are equal."""
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
-            raise InputError(
-                f"{output}: made with another configuration ({key}: {to_json(before.get(key))} there, "
-                f"{to_json(now.get(key))} now); choose another output or remove it"
-            )
+            return f"{key}: {to_json(before.get(key))} there, {to_json(now.get(key))} now"
+    return None
 
 
 def redact(text: str) -> str:
     """The text without credentials: values of the key variables, and user:password in URLs."""
     for name in SECRET_VARIABLES:
-        if secret := os.environ.get(name):
+        if secret := os.environ.get(name, "").strip():
             text = text.replace(secret, f"[{name}]")
     return re.sub(r"(\w+://)[^/\s@]+@", r"\1[credentials]@", text)
 

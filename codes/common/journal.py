@@ -1,0 +1,191 @@
+"""A keyed, append-only journal: one synced JSONL line per outcome, found again by key without holding texts in memory.
+
+The first line says which configuration the journal belongs to. Every other line is an object with ``key`` (what the
+outcome is for) and ``request`` (a hash of what was asked); a later line for the same pair replaces an earlier one.
+"""
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+
+from codes.common.records import AppendOnlyFile, FieldError, InputError, parse_record, to_json
+from codes.common.run_info import configuration_difference
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+_START = b'{"journal": '
+
+
+class Journal:
+    """The journal at ``path``, locked for this process until closed.
+
+    Raises InputError where the file is no journal, is damaged, belongs to another configuration (naming the first
+    difference), or is in use by another process; nothing is changed then. A torn last line is cut off.
+    """
+
+    def __init__(self, path: str | os.PathLike, configuration: dict):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            self._lock()
+            self._refuse_other_files()
+            self._file = AppendOnlyFile(self.path)
+            self._offsets = OffsetTable(lambda offset: _fingerprint(*_pair(self._read(offset))))
+            self._open(configuration)
+        except BaseException:
+            os.close(self._handle)
+            raise
+
+    def find(self, key: str, request: str) -> dict | None:
+        """The latest record for this key and request."""
+        offset = self._offsets.find(_fingerprint(key, request))
+        return None if offset is None else self._read(offset)
+
+    def append(self, record: dict) -> None:
+        """Add a record with its ``key`` and ``request``; it is on disk when this returns."""
+        offset = os.fstat(self._handle).st_size
+        try:
+            self._file.append(record)
+        except OSError:
+            os.ftruncate(self._handle, offset)  # nothing may follow a line that was written in part
+            raise
+        self._offsets.put(_fingerprint(*_pair(record)), offset)
+
+    def close(self) -> None:
+        self._file.close()
+        os.close(self._handle)
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{self.path}: another process is writing to this journal; wait until it ends") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            logger.warning("%s: this file system has no locks; do not run the same output twice at once", self.path)
+
+    def _refuse_other_files(self) -> None:
+        """A file that does not start as a journal does is someone else's: opening it would cut its last line."""
+        start = os.pread(self._handle, len(_START), 0)
+        if not _START.startswith(start):
+            raise InputError(f"{self.path}: is not a journal of construction; move it away or choose another output")
+
+    def _open(self, configuration: dict) -> None:
+        with open(self.path, "rb") as file:
+            header = file.readline()
+            if not header:
+                self._file.append({"journal": VERSION, "configuration": configuration})
+                return
+            self._check_header(header, configuration)
+            offset = len(header)
+            for number, line in enumerate(file, start=2):
+                try:
+                    self._offsets.put(_fingerprint(*_pair(parse_record(line))), offset)
+                except FieldError as error:
+                    raise InputError(
+                        f"{self.path}:{number}: the journal is damaged ({error}); remove this line to ask again for it"
+                    ) from None
+                offset += len(line)
+
+    def _check_header(self, line: bytes, configuration: dict) -> None:
+        try:
+            header = parse_record(line)
+        except FieldError as error:
+            raise InputError(f"{self.path}:1: the journal is damaged ({error})") from None
+        if header.get("journal") != VERSION or not isinstance(header.get("configuration"), dict):
+            raise InputError(f"{self.path}:1: field 'journal': this version reads journals of version {VERSION}")
+        if difference := configuration_difference(header["configuration"], json.loads(to_json(configuration))):
+            raise InputError(
+                f"{self.path}: made with another configuration ({difference}); choose another output or remove it"
+            )
+
+    def _read(self, offset: int, block: int = 1 << 13) -> dict:
+        data = b""
+        while not data.endswith(b"\n"):
+            more = os.pread(self._handle, block, offset + len(data))
+            if not more:
+                raise InputError(f"{self.path}: the journal was shortened while it was in use")
+            end = more.find(b"\n")
+            data += more if end < 0 else more[: end + 1]
+        return json.loads(data)
+
+
+def _pair(record: dict) -> tuple[str, str]:
+    for field in ("key", "request"):
+        if not isinstance(record.get(field), str):
+            raise FieldError(field, "is missing or not a string")
+    return record["key"], record["request"]
+
+
+def _fingerprint(key: str, request: str) -> bytes:
+    return hashlib.sha256(f"{key}\0{request}".encode()).digest()
+
+
+class OffsetTable:
+    """From fingerprints to file offsets in 16 bytes a slot: open addressing over two arrays.
+
+    A slot holds the first 8 bytes of the fingerprint; where those agree, ``fingerprint_at`` (offset -> whole
+    fingerprint) decides, so two keys are never taken for each other.
+    """
+
+    def __init__(self, fingerprint_at: Callable[[int], bytes], slots: int = 1024):
+        self._fingerprint_at = fingerprint_at
+        self._count = 0
+        self._allocate(slots)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def find(self, fingerprint: bytes) -> int | None:
+        offset = self._offsets[self._slot(fingerprint)]
+        return offset - 1 if offset else None
+
+    def put(self, fingerprint: bytes, offset: int) -> None:
+        slot = self._slot(fingerprint)
+        if not self._offsets[slot]:
+            self._count += 1
+        self._short[slot], self._offsets[slot] = _short(fingerprint), offset + 1  # 0 marks an empty slot
+        if self._count * 3 > len(self._short) * 2:
+            self._grow()
+
+    def _slot(self, fingerprint: bytes) -> int:
+        """Where the fingerprint is, or the empty slot where it would go."""
+        short, mask = _short(fingerprint), len(self._short) - 1
+        slot = short & mask
+        while self._offsets[slot]:
+            if self._short[slot] == short and self._fingerprint_at(self._offsets[slot] - 1) == fingerprint:
+                break
+            slot = (slot + 1) & mask
+        return slot
+
+    def _grow(self) -> None:
+        entries = [(short, offset) for short, offset in zip(self._short, self._offsets) if offset]
+        self._allocate(2 * len(self._short))
+        mask = len(self._short) - 1
+        for short, offset in entries:
+            slot = short & mask
+            while self._offsets[slot]:
+                slot = (slot + 1) & mask
+            self._short[slot], self._offsets[slot] = short, offset
+
+    def _allocate(self, slots: int) -> None:
+        self._short, self._offsets = array("Q", bytes(8 * slots)), array("Q", bytes(8 * slots))
+
+
+def _short(fingerprint: bytes) -> int:
+    return int.from_bytes(fingerprint[:8], "big")

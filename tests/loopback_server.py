@@ -1,0 +1,218 @@
+"""A scriptable OpenAI-compatible server on loopback, standard library only. It records every request it gets.
+
+In a test, ``with LoopbackServer(script) as server`` serves from a thread at ``server.base_url``. As a process of its
+own, ``python -m tests.loopback_server --port_file FILE [--allowed 32] [--faults 0.3]`` serves mixed faults.
+
+``script(request)`` returns a ``Reply`` for every ``Request``; the replies below cover what real servers do.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HANG = float("inf")
+
+
+@dataclass
+class Request:
+    body: dict
+    headers: dict[str, str]  # lower-case names
+    number: int  # from 0, over the server's life
+    attempt: int  # from 0, of this very prompt
+    in_flight: int  # requests being served, this one included
+    time: float  # seconds, monotonic
+    served: bool = False  # an answer with status 200 went out whole
+
+    @property
+    def prompt(self) -> str:
+        return self.body["messages"][-1]["content"]
+
+
+@dataclass
+class Reply:
+    status: int = 200
+    body: bytes = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0  # seconds before the first byte; HANG never answers
+    drip: float = 0.0  # seconds between single bytes of the body
+
+
+def completion(text: str | None, finish_reason: str | None = "stop", refusal: str | None = None, **reply) -> Reply:
+    """A chat completion; tokens are counted as words."""
+    body = {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "loopback",
+        "choices": [
+            {
+                "index": 0,
+                "finish_reason": finish_reason,
+                "message": {"role": "assistant", "content": text, "refusal": refusal},
+            }
+        ],
+        "usage": {"prompt_tokens": 7, "completion_tokens": len((text or "").split()), "total_tokens": 0},
+    }
+    return Reply(body=json.dumps(body).encode(), **reply)
+
+
+def echo(request: Request) -> Reply:
+    """The default script: an answer that depends on the prompt alone."""
+    return completion(f"answer to <{request.prompt}>")
+
+
+def error(status: int, message: str = "something broke", code: str | None = None, **headers: str) -> Reply:
+    """An error as OpenAI words it; header names are given with _ for -."""
+    body = {"error": {"message": message, "type": code, "code": code, "param": None}}
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Reply(status=status, body=json.dumps(body).encode(), headers=named)
+
+
+def html() -> Reply:
+    page = b"<!DOCTYPE html><html><body>502 Bad Gateway from a proxy</body></html>"
+    return Reply(body=page, headers={"content-type": "text/html"})
+
+
+def empty_choices() -> Reply:
+    return Reply(body=b'{"object": "chat.completion", "choices": [], "usage": {"prompt_tokens": 3}}')
+
+
+class LoopbackServer:
+    """Serves ``script`` from a thread while the ``with`` block runs; ``requests`` are in order of arrival."""
+
+    def __init__(self, script: Callable[[Request], Reply] = echo, keep_requests: bool = True):
+        self.script = script
+        self.requests: list[Request] = []
+        self.most_in_flight = 0
+        self._keep_requests = keep_requests
+        self._in_flight = 0
+        self._number = 0
+        self._attempts: Counter[bytes] = Counter()
+        self._loop = asyncio.new_event_loop()
+        self._connections: set[asyncio.Task] = set()
+        self.base_url = ""
+
+    def served(self) -> Counter:
+        """How often each prompt was answered whole."""
+        return Counter(request.prompt for request in self.requests if request.served)
+
+    def __enter__(self) -> "LoopbackServer":
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
+        self._thread.start()
+        assert ready.wait(10)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+    def _serve(self, ready: threading.Event) -> None:
+        self._loop.run_until_complete(self.serve(lambda: ready.set()))
+        self._loop.close()
+
+    async def serve(self, on_ready: Callable[[], None]) -> None:
+        self._stop = asyncio.Event()
+        server = await asyncio.start_server(self._connection, "127.0.0.1", 0)
+        self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        on_ready()
+        await self._stop.wait()
+        server.close()
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        self._connections.add(task)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            while await self._exchange(reader, writer):
+                pass
+        self._connections.discard(task)
+        writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        headers = {name.lower(): value.strip() for name, value in re.findall(r"(?m)^([^:\r\n]+):(.*)$", head)}
+        body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
+        prompt = hashlib.md5(json.dumps(body.get("messages")).encode()).digest()
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        request = Request(body, headers, self._number, self._attempts[prompt], self._in_flight, time.monotonic())
+        self._number += 1
+        self._attempts[prompt] += 1
+        if self._keep_requests:
+            self.requests.append(request)
+        try:
+            reply = self.script(request)
+            if reply.delay == HANG:
+                await reader.read()  # until the client gives up
+                return False
+            await asyncio.sleep(reply.delay)
+            await self._send(writer, reply)
+            request.served = reply.status == 200
+        finally:
+            self._in_flight -= 1
+        return True
+
+    async def _send(self, writer: asyncio.StreamWriter, reply: Reply) -> None:
+        headers = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"HTTP/1.1 {reply.status} X\r\n{lines}\r\n".encode("latin-1"))
+        if not reply.drip:
+            writer.write(reply.body)
+        else:
+            for byte in reply.body:
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(reply.drip)
+        await writer.drain()
+
+
+class MixedFaults:
+    """What a busy server does: refuses more than ``allowed`` at once and now and then everything, and breaks at random.
+
+    ``faults`` is the share of requests that go wrong for another reason than the rate.
+    """
+
+    def __init__(self, allowed: int, latency: float, faults: float, burst: float = 0.0, seed: int = 0):
+        self.allowed, self.latency, self.faults, self.burst = allowed, latency, faults, burst
+        self._random = random.Random(seed)
+
+    def __call__(self, request: Request) -> Reply:
+        in_burst = request.time % 5 < 5 * self.burst
+        if in_burst or request.in_flight > self.allowed:
+            return error(429, "slow down", "rate_limit_exceeded", x_ratelimit_reset_requests="100ms")
+        if self._random.random() < self.faults:
+            text = f"answer to <{request.prompt}>"
+            kinds = [error(500), html(), completion(None), empty_choices(), completion(text, delay=HANG)]
+            kinds.append(completion(text, drip=0.05))
+            return self._random.choices(kinds, weights=[10, 2, 2, 2, 3, 1])[0]
+        return completion(f"answer to <{request.prompt}>", delay=self.latency)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--port_file", required=True, type=Path, help="file to write the base URL to")
+    parser.add_argument("--allowed", type=int, default=32, help="requests at once; more are refused with 429")
+    parser.add_argument("--latency", type=float, default=0.05, help="seconds per answer")
+    parser.add_argument("--faults", type=float, default=0.0, help="share of requests that go wrong")
+    parser.add_argument("--burst", type=float, default=0.0, help="share of each 5 seconds in which all is refused")
+    args = parser.parse_args()
+    script = MixedFaults(args.allowed, args.latency, args.faults, args.burst)
+    server = LoopbackServer(script, keep_requests=False)
+    asyncio.run(server.serve(lambda: args.port_file.write_text(server.base_url)))
+
+
+if __name__ == "__main__":
+    main()
