@@ -147,11 +147,11 @@ def _range_start(response) -> int | None:
 
 
 def _append(response, part: Path, have: int, expected: int | None) -> int:
-    """Write the body after the first ``have`` bytes; returns the size reached."""
-    with open(part, "ab") as file, progress(total=expected, desc=part.name, unit="B") as bar:
+    """Write the body after the first ``have`` bytes, as it arrives; returns the size reached."""
+    with open(part, "ab", buffering=0) as file, progress(total=expected, desc=part.name, unit="B") as bar:
         file.truncate(have)
         bar.update(have)
-        while block := response.read(_BLOCK):
+        while block := response.read1(_BLOCK):
             have += len(block)
             if have > LARGEST_FILE:
                 raise RunFailed(f"{part}: the server sends more than {LARGEST_FILE} bytes; given up")
