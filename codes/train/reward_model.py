@@ -8,8 +8,11 @@ in float32 whatever the precision of the body. The saved folder is a stock one.
 import inspect
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -89,9 +92,10 @@ class RewardModel(nn.Module):
                 raise InputError(f"{model_path}: {_architecture(config)} has no reward head; train one from it first")
             if not is_classifier and not _architecture(config).endswith((*HEADLESS_SUFFIXES, _UNKNOWN)):
                 raise InputError(f"{model_path}: {_architecture(config)} has a head that would be lost")
-            model, loading = AutoModelForSequenceClassification.from_pretrained(
-                model_path, num_labels=1, dtype=dtype, output_loading_info=True, **source, **model_options
-            )
+            with _without_loading_report():
+                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    model_path, num_labels=1, dtype=dtype, output_loading_info=True, **source, **model_options
+                )
         except InputError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -99,6 +103,8 @@ class RewardModel(nn.Module):
         missing = [name for name in loading["missing_keys"] if is_classifier or not _starts_fresh(model, name)]
         if missing:
             raise InputError(f"{model_path}: weights are missing, {min(missing)} among {len(missing)}")
+        if not is_classifier:
+            logger.info("%s: a %s gets a new reward head", model_path, _architecture(config))
         return cls(model, tokenizer)
 
     def ensure_own_pad_token(self) -> None:
@@ -152,6 +158,17 @@ class RewardModel(nn.Module):
             "pad_token_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
             "revision": getattr(self.config, "_commit_hash", None),
         }
+
+
+@contextmanager
+def _without_loading_report() -> Iterator[None]:
+    # A table of the new head's keys; what must not be missing is an error of our own.
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 class _Float32Linear(nn.Linear):

@@ -15,7 +15,9 @@ import os
 import shutil
 import sys
 import time
+import warnings
 
+import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
@@ -85,6 +87,8 @@ def _quiet_libraries(training_arguments: RewardTrainingArguments) -> None:
     is_first = training_arguments.process_index == 0
     logging.getLogger().setLevel(logging.INFO if is_first else logging.ERROR)
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     transformers.logging.set_verbosity(transformers.logging.WARNING if is_first else transformers.logging.ERROR)
     if not sys.stderr.isatty() or not is_first:
         training_arguments.disable_tqdm = True
@@ -112,6 +116,10 @@ def _read(settings: RewardSettings, paths: list[str]) -> tuple[list[dict], DataC
 
 
 def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArguments) -> RewardModel:
+    if training_arguments.deepspeed:
+        # On CPU ranks only torch's process group is there by now; ZeRO-3 shards the model while it loads and asks
+        # DeepSpeed's for the world size.
+        deepspeed.init_distributed(verbose=False)
     # Under DeepSpeed the engine casts the weights anyway; autocast, in one process, wants them in float32.
     dtype = torch.float32
     if training_arguments.deepspeed and training_arguments.bf16:

@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import socket
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -109,12 +110,28 @@ def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettin
     _check_training_arguments(given, settings)
     if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
         given["use_cpu"] = True
+    if given["deepspeed"] and "RANK" not in os.environ:
+        os.environ.update(_single_process())
     if settings.eval_data_path and "--eval_strategy" not in " ".join(arguments):
         given["eval_strategy"] = "epoch"
     try:
         return settings, RewardTrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {first_line(error)}") from None
+
+
+def _single_process() -> dict[str, str]:
+    """What a launcher would set for one process: DeepSpeed has a process group even then."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    return {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def _check_settings(settings: RewardSettings) -> None:
