@@ -9,6 +9,7 @@ fails them all.
 import re
 from collections.abc import Iterator
 
+from codes.common.records import content_hash
 from codes.construct import bias_phrases as phrases
 from codes.construct.answer_units import language, marker_length, normal_space, split_units
 from codes.construct.bias_rules import LENGTH_RATIO
@@ -43,6 +44,22 @@ def trait_problems(bias: str, answer: str, reference: str) -> list[str]:
         if strength > plain
         else [f"no more {bias} than in the plain answer ({strength} against {plain} signs of it)"]
     )
+
+
+def source_name(answer: str) -> str:
+    """A short name for an answer's text, by which a version of it refers to it."""
+    return content_hash(answer)[:16]
+
+
+def looks_like_error(answer: str) -> bool:
+    """Whether a text is a server's error message or page that was stored as an answer."""
+    return bool(_ERROR_TEXT.match(answer))
+
+
+_ERROR_TEXT = re.compile(
+    r"\s*(?:Error code: \d{3}\b|(?:HTTP |HTTPError: )\d{3}\b|<!doctype html|<html[\s>]|\{\s*[\"']error[\"']\s*:)",
+    re.IGNORECASE,
+)
 
 
 def trait_strength(bias: str, answer: str) -> int:

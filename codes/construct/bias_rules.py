@@ -13,6 +13,7 @@ from codes.common.records import content_hash
 from codes.construct import bias_phrases as phrases
 from codes.construct.answer_units import Unit, ends_inside_code, language, marker_length, split_units
 
+RULES_VERSION = "1"  # any change to what an injector writes is a new version
 LENGTH_RATIO = (1.5, 3.0)  # characters of the long answer over characters of the original
 
 

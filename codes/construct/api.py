@@ -1,0 +1,192 @@
+"""What the construction commands share: the backends that answer (`openai`, `rules`), their flags, and their input."""
+
+import argparse
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from codes.common.chat_replies import Answer, Call
+from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, require_files
+from codes.common.llm import Backend, OpenAIBackend, RunCounts
+from codes.common.records import (
+    FieldError,
+    InputError,
+    aligned_bias_types,
+    check_train_record,
+    iter_jsonl,
+    iter_train_records,
+)
+from codes.common.row_runner import failures_path, journal_path
+from codes.construct.bias_rules import RULES_VERSION, inject, rules_rng
+
+logger = logging.getLogger(__name__)
+
+
+class RulesBackend:
+    """Answers offline and deterministically from ``call.task``; no language model is involved, and nothing claims so.
+
+    Tasks: ``{"kind": "inject", "id", "seed", "bias", "answer"}`` puts a trait on an answer, and
+    ``{"kind": "quote", "text"}`` gives back a text that the command chose from the input.
+    """
+
+    name = "rules"
+
+    def __init__(self, model: str = "rules"):
+        self.model = model
+
+    def settings(self) -> dict:
+        return {"model": self.model, "rules_version": RULES_VERSION}
+
+    async def answer(self, call: Call) -> Answer:
+        task = call.task
+        if task["kind"] == "inject":
+            rng = rules_rng(task["seed"], task["id"], task["bias"])
+            return Answer(inject(task["answer"], task["bias"], rng))
+        if task["kind"] == "quote":
+            return Answer(task["text"])
+        raise ValueError(f"the rules backend has no task {task['kind']!r}")
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+def add_construction_flags(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    """Input, output, backend and sampling flags, the same for every construction command."""
+    files = parser.add_argument_group("files")
+    files.add_argument("--input_file", required=True, metavar="IN", help="train records, JSONL")
+    files.add_argument(
+        "--output_file", required=True, metavar="OUT", help="where the records go; the journal is beside it"
+    )
+    files.add_argument("--limit", type=positive_int, metavar="N", help="use the first N records only (default: all)")
+    backend = parser.add_argument_group("backend")
+    backend.add_argument(
+        "--backend",
+        choices=("openai", "rules"),
+        default="openai",
+        help="who answers: an OpenAI-compatible server, or offline rules",
+    )
+    backend.add_argument(
+        "--model_name", metavar="M", help="the server's model name (with rules the default is 'rules')"
+    )
+    backend.add_argument(
+        "--base_url",
+        metavar="URL",
+        help="the server (default: OPENAI_BASE_URL, else api.openai.com); the key comes from OPENAI_API_KEY or API_KEY",
+    )
+    backend.add_argument(
+        "--concurrency", type=positive_int, default=32, metavar="N", help="requests in flight, at most"
+    )
+    backend.add_argument(
+        "--rpm", type=positive_int, metavar="N", help="requests a minute, at most (default: no ceiling)"
+    )
+    backend.add_argument("--tpm", type=positive_int, metavar="N", help="tokens a minute, at most (default: no ceiling)")
+    backend.add_argument(
+        "--temperature", type=temperature_value, default=temperature, help="sampling temperature, 0 to 2"
+    )
+    backend.add_argument("--max_tokens", type=positive_int, default=2048, help="longest answer, tokens")
+    backend.add_argument("--timeout", type=positive_float, default=120.0, help="seconds for the whole of one attempt")
+    parser.add_argument("--seed", type=int, default=42, help="decides every draw, together with the record's id")
+
+
+def temperature_value(text: str) -> float:
+    """Argument type: a number from 0 to 2."""
+    value = float(text)
+    if not (math.isfinite(value) and 0 <= value <= 2):
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 2")
+    return value
+
+
+def make_backend(args: argparse.Namespace) -> Backend:
+    """The backend that the flags name. Raises InputError for a missing model name or key."""
+    if args.backend == "rules":
+        return RulesBackend(args.model_name or "rules")
+    if not args.model_name:
+        raise InputError("--model_name: is needed with --backend openai (the name of the server's model)")
+    return OpenAIBackend(
+        args.model_name,
+        base_url=args.base_url,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        timeout=args.timeout,
+        concurrency=args.concurrency,
+        rpm=args.rpm,
+        tpm=args.tpm,
+    )
+
+
+def sampling_settings(backend: Backend) -> dict:
+    """The backend's settings besides its model, for the provenance of one answer."""
+    return {name: value for name, value in backend.settings().items() if name != "model"}
+
+
+# --- Input and result ------------------------------------------------------------------------------------------------
+
+
+def input_rows(args: argparse.Namespace) -> tuple[Callable[[], Iterator[dict]], int]:
+    """A function that streams the checked input records (each with an id), and how many there are.
+
+    The whole input is read before this returns, so that a bad line stops the run before any work is done.
+    """
+    require_files([args.input_file], "--input_file")
+    output = Path(args.output_file)
+    if output.is_dir():
+        raise InputError(f"--output_file {output}: is a folder")
+    for path in (output, journal_path(output), failures_path(output)):
+        if path.exists() and path.samefile(args.input_file):
+            raise InputError(f"--output_file {output}: the run would write over its own input; choose another name")
+    for _ in iter_jsonl(args.input_file, check_construction_record):
+        pass
+    count = sum(1 for _ in iter_train_records(args.input_file))
+
+    def rows() -> Iterator[dict]:
+        return itertools.islice(iter_train_records(args.input_file), args.limit)
+
+    return rows, min(count, args.limit or count)
+
+
+def check_construction_record(record: dict) -> None:
+    """A train record whose ``provenance``, where present, has an object or null for every rejected answer."""
+    check_train_record(record)
+    if "provenance" in record:
+        entries = record["provenance"]
+        if not isinstance(entries, list) or len(entries) != len(record["rejected"]):
+            raise FieldError("provenance", "expected a list as long as 'rejected'")
+        if not all(entry is None or isinstance(entry, dict) for entry in entries):
+            raise FieldError("provenance", "every entry must be an object or null")
+
+
+def with_rejected(record: dict, answers: list[str], biases: list[str], provenance: list[dict], **fields) -> dict:
+    """The record with answers appended to ``rejected``, and its aligned lists extended with them."""
+    known = record.get("provenance", [None] * len(record["rejected"]))
+    if isinstance(record.get("verdicts"), list):  # of an earlier verification, which has not seen the new answers
+        record = {**record, "verdicts": [*record["verdicts"], *[None] * len(answers)]}
+    return {
+        **record,
+        "rejected": [*record["rejected"], *answers],
+        "bias_type": [*aligned_bias_types(record), *biases],
+        **fields,
+        "provenance": [*known, *provenance],
+    }
+
+
+def report(counts: RunCounts, output_file: str) -> int:
+    """Say how the run went; the command's exit status."""
+    logger.info(
+        "%s: %d records written of %d; %d requests made, %d + %d tokens",
+        output_file,
+        counts.written,
+        counts.rows,
+        counts.asked,
+        counts.prompt_tokens,
+        counts.completion_tokens,
+    )
+    if not counts.failed:
+        return EXIT_DONE
+    logger.warning(
+        "%d records are not complete; what failed is in %s, and the same command again asks for just that",
+        counts.failed,
+        failures_path(Path(output_file)),
+    )
+    return EXIT_SOME_ITEMS_FAILED

@@ -1,0 +1,240 @@
+"""Is the chosen answer better than each rejected one? Label records, and drop rejected answers that are not worse.
+
+    python -m codes.construct.verify_correctness --input_file output/biased.jsonl --output_file output/verified.jsonl \\
+        --backend rules
+
+Mechanical checks come first (error texts, answers equal to another). Then, with `openai`, a judge compares each
+rejected answer with the chosen one in both orders, without knowing which is which; where the orders disagree the answer
+is undecided. With `rules` the mechanical checks of the injection decide, answers without provenance are taken as given,
+and the verdicts say so. A record is CHOSEN_IS_BEST if a rejected answer was found worse: those stay, the others move to
+`dropped` with the reason. Otherwise nothing is dropped: CHOSEN_NOT_BEST, UNDECIDED, FAILED or SKIPPED.
+"""
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+from codes.common.cli import command_parser, run_main
+from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
+from codes.common.records import CHOSEN_IS_BEST, aligned_bias_types
+from codes.construct import api
+from codes.construct.bias_checks import check_injection, looks_like_error, source_name
+from codes.construct.bias_rules import RULES_VERSION
+from codes.construct.build_prompt import PROMPT_VERSION, parse_verdict, verdict_prompt
+
+# Outcomes of one rejected answer. Only "worse" makes it a training example.
+WORSE, NOT_WORSE, UNDECIDED, FAILED, SKIPPED = "worse", "not_worse", "undecided", "failed", "skipped"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse_args(argv)
+    rows, total = api.input_rows(args)
+    backend = api.make_backend(args)
+
+    async def process(record: dict, ask: Ask) -> dict:
+        return await verify_record(record, ask, backend)
+
+    counts = run_rows(
+        rows,
+        process,
+        backend,
+        Path(args.output_file),
+        {"command": "verify_correctness", "prompt_version": PROMPT_VERSION},
+        concurrency=args.concurrency,
+        total=total,
+        desc="verify",
+    )
+    return api.report(counts, args.output_file)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = command_parser(__doc__, "codes.construct.verify_correctness")
+    api.add_construction_flags(parser, temperature=0.0)
+    return parser.parse_args(argv)
+
+
+async def verify_record(record: dict, ask: Ask, backend: Backend) -> dict:
+    """The record with ``verify_correctness``, ``verdicts`` for what stays in ``rejected``, and ``dropped``."""
+    settled = [mechanical_verdict(record, position) for position in range(len(record["rejected"]))]
+    if backend.name == "rules":
+        verdicts = [verdict or rules_verdict(record, position) for position, verdict in enumerate(settled)]
+        _follow_sources(record, verdicts)
+    else:
+        judged = {
+            position: judge_answer(record, position, ask, backend)
+            for position, verdict in enumerate(settled)
+            if verdict is None
+        }
+        found = dict(zip(judged, await asyncio.gather(*judged.values())))
+        verdicts = [verdict or found[position] for position, verdict in enumerate(settled)]
+    return with_verdicts(record, verdicts)
+
+
+# --- Mechanical checks -----------------------------------------------------------------------------------------------
+
+
+def mechanical_verdict(record: dict, position: int) -> dict | None:
+    """A verdict that needs no judge, or None: error texts, and answers equal to the chosen or to an earlier one."""
+    answer, chosen = record["rejected"][position], record["chosen"]
+    if looks_like_error(chosen):
+        return _mechanical(NOT_WORSE, "the chosen answer is an error text")
+    if looks_like_error(answer):
+        return _mechanical(NOT_WORSE, "an error text, not an answer")
+    if _plain(answer) == _plain(chosen):
+        return _mechanical(NOT_WORSE, "the same text as the chosen answer")
+    earlier = [_plain(other) for other in record["rejected"][:position]]
+    if _plain(answer) in earlier:
+        return _mechanical(NOT_WORSE, f"the same text as rejected[{earlier.index(_plain(answer))}]")
+    return None
+
+
+def rules_verdict(record: dict, position: int) -> dict:
+    """What the mechanical checks say about an answer: no judge reads it, and the verdict says so."""
+    made = _provenance(record)[position]
+    if made is None:
+        bias = aligned_bias_types(record)[position]
+        return _mechanical(WORSE, f"taken as given: an input answer ({bias}) without provenance; nothing was judged")
+    if made.get("backend") != "rules":
+        return _mechanical(SKIPPED, "an LLM wrote it, and the rules cannot judge it; verify with --backend openai")
+    if made.get("command") == "gptinst":
+        return _mechanical(WORSE, "it answers another record's question; nothing was judged")
+    source = _source_position(record, made)
+    if source is None:
+        return _mechanical(SKIPPED, "the answer it was made from is not in the record")
+    problems = check_injection(made["bias"], record["rejected"][source], record["rejected"][position])
+    if problems:
+        return _mechanical(NOT_WORSE, f"more than the bias's trait may have changed: {'; '.join(problems)}")
+    return _mechanical(WORSE, f"rejected[{source}] with nothing but the bias's trait added")
+
+
+def _follow_sources(record: dict, verdicts: list[dict]) -> None:
+    """An answer made from one that is not worse is not worse either."""
+    for position, made in enumerate(_provenance(record)):
+        source = _source_position(record, made) if made else None
+        if source is not None and verdicts[position]["outcome"] == WORSE and verdicts[source]["outcome"] != WORSE:
+            verdicts[position] = _mechanical(
+                verdicts[source]["outcome"], f"made from rejected[{source}]: {verdicts[source]['reason']}"
+            )
+
+
+def _source_position(record: dict, made: dict) -> int | None:
+    names = [source_name(answer) for answer in record["rejected"]]
+    return names.index(made["source"]) if made.get("source") in names else None
+
+
+def _provenance(record: dict) -> list[dict | None]:
+    return record.get("provenance", [None] * len(record["rejected"]))
+
+
+def _mechanical(outcome: str, reason: str) -> dict:
+    return {"judge": "rules", "rules_version": RULES_VERSION, "outcome": outcome, "reason": reason}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+# --- The judge -------------------------------------------------------------------------------------------------------
+
+
+async def judge_answer(record: dict, position: int, ask: Ask, backend: Backend) -> dict:
+    """One rejected answer against the chosen one, in both orders, as two requests that say nothing about either."""
+    orders = await asyncio.gather(*(_judge_order(record, position, first, ask) for first in ("chosen", "rejected")))
+    outcome = combined_outcome([order["better"] for order in orders])
+    return {
+        "judge": backend.name,
+        "model": backend.model,
+        "prompt_version": PROMPT_VERSION,
+        "sampling": api.sampling_settings(backend),
+        "outcome": outcome,
+        "reason": _REASONS[outcome],
+        "orders": orders,
+    }
+
+
+async def _judge_order(record: dict, position: int, first: str, ask: Ask) -> dict:
+    """``better`` is chosen, rejected, tie, unparsable or failed."""
+    chosen, rejected = record["chosen"], record["rejected"][position]
+    answers = (chosen, rejected) if first == "chosen" else (rejected, chosen)
+    second = "rejected" if first == "chosen" else "chosen"
+    row_id = str(record["id"])
+    what = f"verdict {source_name(rejected)} {first} first"
+    call = Call(f"{row_id}/{what}/0", verdict_prompt(record["question"], *answers), {"kind": "verdict", "first": first})
+    shown = {"A": first, "B": second}
+    try:
+        reply = (await ask(call, _verdict_problem)).text
+    except CallFailed as failure:
+        unparsable = failure.kind == "check_failed"
+        return {**shown, "reply": None, "better": "unparsable" if unparsable else "failed"}
+    verdict = parse_verdict(reply)
+    return {**shown, "reply": reply, "better": shown.get(verdict, "tie")}
+
+
+def _verdict_problem(reply: str) -> str | None:
+    return None if parse_verdict(reply) else f"the judge's reply is no verdict: {' '.join(reply.split())[:120]!r}"
+
+
+def combined_outcome(better: Sequence[str]) -> str:
+    """The outcome of the two orders: each says chosen, rejected, tie, unparsable or failed."""
+    if any(order in ("unparsable", "failed") for order in better):
+        return FAILED
+    if better[0] != better[1]:
+        return UNDECIDED
+    return WORSE if better[0] == "chosen" else NOT_WORSE
+
+
+_REASONS = {
+    WORSE: "the judge prefers the chosen answer in both orders",
+    NOT_WORSE: "the judge does not prefer the chosen answer in either order",
+    UNDECIDED: "the judge's verdict depends on the order",
+    FAILED: "no verdict in at least one order",
+}
+
+
+# --- The record ------------------------------------------------------------------------------------------------------
+
+
+def record_outcome(outcomes: Sequence[str]) -> str:
+    """``verify_correctness`` of a record from the outcomes of its rejected answers."""
+    if WORSE in outcomes:
+        return CHOSEN_IS_BEST
+    if FAILED in outcomes:
+        return "FAILED"
+    if UNDECIDED in outcomes:
+        return "UNDECIDED"
+    return "SKIPPED" if SKIPPED in outcomes else "CHOSEN_NOT_BEST"
+
+
+def with_verdicts(record: dict, verdicts: list[dict]) -> dict:
+    """The record labelled; where an answer was found worse, those that were not move to ``dropped``."""
+    outcome = record_outcome([verdict["outcome"] for verdict in verdicts])
+    biases, provenance = aligned_bias_types(record), _provenance(record)
+    everything = range(len(record["rejected"]))
+    kept = [i for i in everything if outcome != CHOSEN_IS_BEST or verdicts[i]["outcome"] == WORSE]
+    dropped = [
+        {
+            "position": i,
+            "answer": record["rejected"][i],
+            "bias_type": biases[i],
+            "provenance": provenance[i],
+            "reason": verdicts[i]["reason"],
+            "verdict": verdicts[i],
+        }
+        for i in everything
+        if i not in kept
+    ]
+    labelled = {
+        **record,
+        "rejected": [record["rejected"][i] for i in kept],
+        "bias_type": [biases[i] for i in kept],
+        "verify_correctness": outcome,
+        "verdicts": [verdicts[i] for i in kept],
+        "provenance": [provenance[i] for i in kept],
+    }
+    before = record.get("dropped") if isinstance(record.get("dropped"), list) else []
+    return {**labelled, "dropped": [*before, *dropped]} if before or dropped else labelled
+
+
+if __name__ == "__main__":
+    run_main(main)
