@@ -6,7 +6,6 @@ import math
 import os
 from collections import Counter
 
-import datasets
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -299,38 +298,6 @@ def test_all_file_kinds_give_the_same_records(tmp_path):
         assert imported(tmp_path, tmp_path / name, name=name + ".out") == expected, name
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 64])
-def test_a_json_array_reads_alike_however_it_is_cut_into_pieces(tmp_path, monkeypatch, chunk):
-    rows = [{"a": 'x]},[{"', "b": [1, {"c": "\\"}]}, {}, {"é": "水"}]
-    path = tmp_path / "a.json"
-    path.write_text(f"[ {json.dumps(rows[0])} ,{json.dumps(rows[1])},\n\n {json.dumps(rows[2])}\n]\n", encoding="utf-8")
-    monkeypatch.setattr(sources, "_JSON_CHUNK", chunk)
-    if chunk == 1:
-        # The first piece must hold the bracket and no more; the rest is read one character at a time.
-        path.write_text(path.read_text(encoding="utf-8").replace("[ {", "[{", 1), encoding="utf-8")
-    assert [row for _, row in sources.iter_file(path)] == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "problem"),
-    [
-        ("[]", "the file has no records"),
-        ('[{"a": 1}', "after row 1"),
-        ('[{"a": 1} {"a": 2}]', "after row 1"),
-        ('[{"a": 1}, {"a": ]', "row 2: invalid JSON"),
-        ('[{"a": NaN}]', "row 1: field 'a': nan"),
-        ('[{"a": 1, "a": 2}]', "row 1: field 'a': stands twice"),
-        ("[1]", "row 1: field '(line)'"),
-    ],
-)
-def test_a_broken_json_array_is_refused(tmp_path, text, problem):
-    path = tmp_path / "a.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"a\.json") as caught:
-        list(sources.iter_file(path))
-    assert problem in str(caught.value)
-
-
 def test_nulls_and_nan_of_a_parquet_column_count_as_absent(tmp_path):
     rows = [
         {"prompt": "q", "chosen": "a", "rejected": "b", "score": math.nan, "note": None, "id": None},
@@ -387,18 +354,6 @@ def test_a_folder_never_mixes_its_test_files_into_training(tmp_path):
     assert [record["file"] for record in imported(tmp_path, tmp_path / "set")] == ["part1", "part2"]
 
 
-def test_a_local_folder_loads_through_the_datasets_library_as_a_hub_set_would(tmp_path, monkeypatch):
-    write(tmp_path / "set/train.jsonl", ROWS[:5])
-    write(tmp_path / "set/test.jsonl", ROWS[5:7])
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    hub = sources.HubDataset(str(tmp_path / "set"), "test")
-    assert [row for _, row in hub.rows()] == ROWS[5:7]
-    with pytest.raises(InputError, match=r"Unknown split \"val\".*--split"):
-        list(sources.HubDataset(str(tmp_path / "set"), "val").rows())
-    with pytest.raises(InputError, match="'zzz' not found"):
-        list(sources.HubDataset(str(tmp_path / "set"), "train", "zzz").rows())
-
-
 def test_an_unreachable_hub_fails_in_one_line_that_says_what_to_do(tmp_path, run_command):
     command = ["llm-blender/Unified-Feedback", "--output_file", tmp_path / "out.jsonl"]
     run = run_command("codes.construct.import_data", *command, HF_HOME=str(tmp_path / "home"))
@@ -407,12 +362,6 @@ def test_an_unreachable_hub_fails_in_one_line_that_says_what_to_do(tmp_path, run
     assert "could not be fetched from the Hub" in run.stderr
     assert "give its folder or files instead" in run.stderr
     assert not (tmp_path / "out.jsonl").exists()
-
-
-@pytest.mark.parametrize("source", ["nowhere.jsonl", "data/nowhere.parquet", "a/b/c", "nowhere", "../x/y", "-x"])
-def test_a_source_that_is_nothing_is_refused(tmp_path, source):
-    with pytest.raises(InputError, match="no such file or folder"):
-        sources.find_source(source, "train")
 
 
 def test_other_bad_input_is_refused_before_anything_is_written(tmp_path):

@@ -74,7 +74,7 @@ def server():
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     running.files, running.behaviour, running.asked = {f"/eval/{FILE.name}": BODY}, [], []
     running.url = f"http://127.0.0.1:{running.server_address[1]}/eval"
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     yield running
     running.shutdown()
     running.server_close()

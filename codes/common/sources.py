@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from codes.common.cli import RunFailed
@@ -56,9 +57,18 @@ class HubDataset:
     config: str | None = None
     revision: str | None = None
 
+    @cached_property
+    def dataset(self):
+        return load_from_hub(self.name, self.split, self.config, self.revision)
+
+    @property
+    def version(self) -> str | None:
+        """What the Hub's cache files the data under: the commit that they were taken from."""
+        files = self.dataset.cache_files
+        return Path(files[0]["filename"]).parent.name if files else None
+
     def rows(self) -> Iterator[Row]:
-        dataset = load_from_hub(self.name, self.split, self.config, self.revision)
-        for number, row in enumerate(dataset, start=1):
+        for number, row in enumerate(self.dataset, start=1):
             where = f"{self.name}[{self.split}]: row {number}"
             yield where, _plain_row(row, where)
 
@@ -268,6 +278,8 @@ def load_from_hub(name: str, split: str, config: str | None = None, revision: st
     import datasets
     import huggingface_hub
 
+    # Its messages come through the root logger already; without this they would stand twice.
+    datasets.logging.disable_propagation()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
         huggingface_hub.utils.disable_progress_bars()

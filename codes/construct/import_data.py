@@ -106,8 +106,7 @@ def _pair_files(source: LocalFiles | HubDataset) -> LocalFiles:
 def _identity(source: LocalFiles | HubDataset) -> dict:
     """What the rows are, independent of where the files lie."""
     if isinstance(source, HubDataset):
-        hub = {"dataset": source.name, "config": source.config, "split": source.split, "revision": source.revision}
-        return {"hub": hub}
+        return {"hub": {"dataset": source.name, "config": source.config, "split": source.split, "at": source.version}}
     return {"files": {path.name: file_sha256(path) for path in source.paths}}
 
 
