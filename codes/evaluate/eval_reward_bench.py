@@ -25,7 +25,7 @@ from codes.common.run_info import redact, write_run_info
 from codes.common.sources import HubDataset
 from codes.evaluate.bias_summary import question_name
 from codes.evaluate.metrics import REWARD_BENCH_SECTIONS, require_known_subset, reward_bench_section
-from codes.evaluate.results import add_result_flags, aligned_table, model_name, rate_cell, refuse_other_result
+from codes.evaluate.results import add_result_flags, aligned_table, model_name, rate_cell, refuse_other_results
 from codes.evaluate.reward_bench_summary import reward_bench_summary
 from codes.evaluate.scorers import (
     Conversation,
@@ -54,8 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = _section_rows(every_row, args.section, args.data or HUB_NAME)
     scorer = load_scorer(args)
     configuration = {**scorer.identity, "data_sha256": content_hash([row for _, row in every_row])}
-    for path in (row_file, summary_file):
-        refuse_other_result(path, configuration)
+    refuse_other_results([row_file, summary_file], configuration)
 
     pairs = [
         [Conversation(row["prompt"], row[field], f"{where}, field '{field}'") for field in ("chosen", "rejected")]

@@ -42,7 +42,7 @@ from codes.evaluate.results import (
     aligned_table,
     model_name,
     rate_cell,
-    refuse_other_result,
+    refuse_other_results,
     refuse_other_scorer,
 )
 from codes.evaluate.scorers import (
@@ -251,8 +251,7 @@ def _configuration(part: BiasData, scorer: Scorer, args: argparse.Namespace) -> 
 
 def _refuse_other_results(files: ResultFiles, scorer: Scorer, configurations: dict[str, dict]) -> None:
     for bias, configuration in configurations.items():
-        for path in (files.rows(bias), files.summary(bias)):
-            refuse_other_result(path, configuration)
+        refuse_other_results([files.rows(bias), files.summary(bias)], configuration)
     refuse_other_scorer([*map(files.rows, EVALUATED_BIASES), files.all_biases], scorer.identity)
 
 

@@ -37,13 +37,17 @@ def model_name(args: argparse.Namespace) -> str:
     return name
 
 
-def refuse_other_result(path: Path, configuration: dict) -> None:
-    """Raise InputError where ``path`` is there and was made with another configuration, or nobody knows with which."""
-    if not path.exists():
-        return
-    if not run_info_path(path).exists():
-        raise InputError(f"{path}: is there already, without {run_info_path(path).name}; choose another output")
-    require_same_configuration(path, configuration)
+def refuse_other_results(files: Sequence[Path], configuration: dict) -> None:
+    """Raise InputError where one of the files is there and was made otherwise, or nobody knows how.
+
+    The files belong together; their provenance lies beside the first.
+    """
+    provenance = run_info_path(files[0])
+    for path in files:
+        if path.exists() and not provenance.exists():
+            raise InputError(f"{path}: is there already, without {provenance.name}; choose another output")
+    if any(path.exists() for path in files):
+        require_same_configuration(files[0], configuration)
 
 
 def refuse_other_scorer(paths: Iterable[Path], identity: dict) -> None:
@@ -52,14 +56,14 @@ def refuse_other_scorer(paths: Iterable[Path], identity: dict) -> None:
     Only what ``identity`` names is compared, so results on other data do not count.
     """
     for path in paths:
-        refuse_other_result(path, _stored_configuration(path) | identity)
+        refuse_other_results([path], _stored_configuration(path) | identity)
 
 
 def _stored_configuration(path: Path) -> dict:
     try:
         return dict(json.loads(run_info_path(path).read_text(encoding="utf-8"))["configuration"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # refuse_other_result says what is wrong with it
+        return {}  # refuse_other_results says what is wrong with it
 
 
 def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

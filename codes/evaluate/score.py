@@ -25,7 +25,7 @@ from codes.common.records import (
     write_jsonl,
 )
 from codes.common.run_info import redact, write_run_info
-from codes.evaluate.results import refuse_other_result
+from codes.evaluate.results import refuse_other_results
 from codes.evaluate.scorers import (
     Conversation,
     Scorer,
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = _check_input(source, args.score_field)
     scorer = load_scorer(args)
     configuration = {**scorer.identity, "data_sha256": file_sha256(source), "score_field": args.score_field}
-    refuse_other_result(output, configuration)
+    refuse_other_results([output], configuration)
 
     scores = score_file(source, scorer, output.parent, args.rows_in_memory)
     facts = {"rows": rows, **scores.truncation(scores.values)}

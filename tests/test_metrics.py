@@ -1,0 +1,190 @@
+"""Known answers and exact equivalences of the pure functions behind every figure."""
+
+import math
+
+import numpy as np
+import pytest
+
+from codes.evaluate.metrics import (
+    REWARD_BENCH_ROWS,
+    REWARD_BENCH_SECTIONS,
+    accuracy,
+    bias_sensitivity_rate,
+    clustered_bootstrap,
+    holm,
+    length_balanced_accuracy,
+    mcnemar_exact,
+    refinement_score,
+    reward_bench_scores,
+    reward_bench_section,
+    robust_accuracy,
+    row_weighted_mean,
+    wilson_interval,
+)
+
+BEAVER_COST = {
+    "alpacaeval-easy": 0.5,
+    "alpacaeval-hard": 0.7052631578947368,
+    "alpacaeval-length": 0.5894736842105263,
+    "mt-bench-easy": 0.5714285714285714,
+    "mt-bench-med": 0.725,
+    "mt-bench-hard": 0.5405405405405406,
+    "llmbar-natural": 0.52,
+    "llmbar-adver-GPTInst": 0.391304347826087,
+    "llmbar-adver-GPTOut": 0.46808510638297873,
+    "llmbar-adver-manual": 0.3695652173913043,
+    "llmbar-adver-neighbor": 0.43283582089552236,
+    "refusals-dangerous": 0.97,
+    "refusals-offensive": 1,
+    "xstest-should-refuse": 1,
+    "xstest-should-respond": 0.284,
+    "donotanswer": 0.8235294117647058,
+    "math-prm": 0.2953020134228188,
+    "hep-cpp": 0.6280487804878049,
+    "hep-go": 0.6341463414634146,
+    "hep-java": 0.7073170731707317,
+    "hep-js": 0.6646341463414634,
+    "hep-python": 0.5487804878048781,
+    "hep-rust": 0.6463414634146342,
+}
+
+
+def test_the_bias_sensitivity_rate_counts_only_rows_that_were_right_on_the_original_pair():
+    original = [True, True, True, True, False, False]
+    biased = [True, False, False, False, False, True]
+    assert bias_sensitivity_rate(original, biased) == 3 / 4
+    assert robust_accuracy(original, biased) == 1 / 6
+
+
+def test_a_rate_without_a_denominator_is_none_and_not_zero():
+    assert bias_sensitivity_rate([False, False], [True, False]) is None
+    assert accuracy([]) is None
+    assert wilson_interval(0, 0) is None
+
+
+def test_outcomes_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="2 outcomes on original pairs but 1"):
+        bias_sensitivity_rate([True, False], [True])
+
+
+def test_the_row_weighted_mean_leaves_out_undefined_rates_with_their_rows():
+    assert row_weighted_mean([0.5, None, 0.2], [10, 1000, 30]) == pytest.approx((5 + 6) / 40)
+    assert row_weighted_mean([None], [3]) is None
+
+
+def test_length_balanced_accuracy_weighs_both_directions_alike_and_leaves_out_equal_lengths():
+    # Longer wins always: right on all three longer rows, wrong on the shorter one.
+    assert length_balanced_accuracy([True, True, True, False], [5, 1, 2, -3]) == 0.5
+    assert length_balanced_accuracy([True, False, True, True], [5, 1, -2, 0]) == 0.75
+    assert length_balanced_accuracy([True, True], [1, 0]) is None
+
+
+def test_the_refinement_scale_runs_from_1_to_10_without_overflow():
+    assert refinement_score(0.0) == 5.5
+    assert refinement_score(math.log(3)) == pytest.approx(1 + 9 * 0.75)
+    assert refinement_score(-1000.0) == 1.0
+    assert refinement_score(1000.0) == 10.0
+
+
+def test_wilson_intervals_equal_values_known_from_r():
+    # prop.test(8, 10, correct = FALSE) and prop.test(0, 10, correct = FALSE)
+    assert wilson_interval(8, 10) == pytest.approx([0.4901625, 0.9433178], abs=1e-7)
+    assert wilson_interval(0, 10) == pytest.approx([0.0, 0.2775328], abs=1e-7)
+    assert wilson_interval(0, 10)[0] == 0.0
+    assert wilson_interval(7, 7)[1] == 1.0
+
+
+def test_mcnemar_equals_the_binomial_tail_worked_out_by_hand():
+    assert mcnemar_exact(10, 2) == 2 * (1 + 12 + 66) / 4096
+    assert mcnemar_exact(2, 10) == mcnemar_exact(10, 2)
+    assert mcnemar_exact(0, 0) == 1.0
+    assert mcnemar_exact(5, 5) == 1.0
+    assert mcnemar_exact(3000, 1) == pytest.approx(0.0, abs=1e-300)
+
+
+def test_holm_steps_down_and_keeps_the_order_of_names():
+    corrected = holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.9})
+    assert list(corrected) == ["a", "b", "c", "d"]
+    assert corrected == pytest.approx({"b": 0.04, "c": 0.09, "a": 0.09, "d": 0.9})
+
+
+def _mean(sums):
+    return sums[:, [1]] / sums[:, [0]]
+
+
+def test_repeating_every_row_within_its_cluster_does_not_narrow_the_bootstrap_interval():
+    values = np.random.default_rng(3).random(60) < 0.3
+    counts = np.stack([np.ones(60), values], axis=1)
+    questions = [f"q{i:02d}" for i in range(60)]
+    once = clustered_bootstrap(counts, questions, _mean, seed=1)
+    tenfold = clustered_bootstrap(np.repeat(counts, 10, axis=0), np.repeat(questions, 10), _mean, seed=1)
+    assert tenfold == once
+    as_if_independent = clustered_bootstrap(np.repeat(counts, 10, axis=0), [f"r{i}" for i in range(600)], _mean, seed=1)
+    assert np.diff(as_if_independent[0]) < np.diff(once[0]) / 2
+
+
+def test_bootstrap_intervals_cover_the_truth_about_95_times_in_100():
+    draws = np.random.default_rng(0)
+    covered = 0
+    for trial in range(300):
+        counts = np.stack([np.ones(120), draws.random(120) < 0.4], axis=1)
+        low, high = clustered_bootstrap(counts, [str(i) for i in range(120)], _mean, seed=trial, resamples=500)[0]
+        covered += low <= 0.4 <= high
+    assert 0.91 <= covered / 300 <= 0.98
+
+
+def test_a_figure_that_most_resamples_leave_undefined_has_no_interval():
+    counts = np.array([[0.0, 0.0], [0.0, 0.0]])
+    assert clustered_bootstrap(counts, ["a", "b"], _mean, seed=0) == [None]
+
+
+def test_reward_bench_has_2985_rows_in_23_subsets():
+    assert len(REWARD_BENCH_ROWS) == 23
+    assert sum(REWARD_BENCH_ROWS.values()) == 2985
+
+
+def test_reward_bench_scores_of_the_beaver_cost_model_are_those_its_authors_print():
+    scores = reward_bench_scores(BEAVER_COST)
+    assert {name: round(value, 6) for name, value in scores["sections"].items()} == {
+        "Chat": 0.608939,
+        "Chat Hard": 0.449561,
+        "Safety": 0.721622,
+        "Reasoning": 0.466757,
+    }
+    assert round(scores["overall"], 6) == 0.561720
+    assert round(scores["weighted_average_accuracy"], 6) == 0.575209
+
+
+def test_an_unknown_subset_is_an_error_and_never_dropped():
+    with pytest.raises(ValueError, match="'mt-bench-medium' is not a Reward-Bench subset"):
+        reward_bench_scores({"mt-bench-easy": 0.5, "mt-bench-medium": 0.5})
+
+
+@pytest.mark.parametrize("bad", [math.nan, -0.1, 1.5])
+def test_an_accuracy_outside_0_to_1_is_an_error(bad):
+    with pytest.raises(ValueError, match="hep-go"):
+        reward_bench_scores({"hep-go": bad})
+
+
+def test_absent_sections_and_overall_are_null_while_the_plain_average_uses_what_there_is():
+    scores = reward_bench_scores({"hep-go": 0.5, "math-prm": 0.25}, {"hep-go": 10, "math-prm": 30})
+    assert scores["sections"] == {
+        "Chat": None,
+        "Chat Hard": None,
+        "Safety": None,
+        "Reasoning": pytest.approx((164 * 0.5 + 984 * 0.25) / (164 + 984)),
+    }
+    assert scores["overall"] is None
+    assert scores["weighted_average_accuracy"] == pytest.approx((10 * 0.5 + 30 * 0.25) / 40)
+
+
+@pytest.mark.parametrize("written", ["Chat Hard", "chat-hard", "CHAT_HARD", " chat hard "])
+def test_a_section_may_be_written_in_several_ways(written):
+    assert reward_bench_section(written) == "Chat Hard"
+    assert reward_bench_section("chat") == "Chat"
+
+
+def test_an_unknown_section_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="chat, chat-hard, safety, reasoning"):
+        reward_bench_section("chat-harder")
+    assert len(REWARD_BENCH_SECTIONS) == 4
