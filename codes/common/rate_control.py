@@ -13,7 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 CUT = 0.8  # of the number of calls in flight that the server refused
-ROUNDS_TO_RECOVER = 8  # a round is as many successes as calls are in flight
+# A round is as many successes as calls are in flight. Each refusal at the level that is known already doubles the
+# rounds until the next try, because every try may cost a pause.
+ROUNDS_TO_RECOVER, MOST_ROUNDS_TO_RECOVER = 8, 32
+SAME_LEVEL = 0.15  # relative difference
 FIRST_LIMIT = 8
 
 
@@ -49,6 +52,7 @@ class RateControl:
         self._paused_until = -math.inf
         self._refused_level: float | None = None  # None: never cut, still in the fast start
         self._rounds = 0.0  # since the last cut
+        self._rounds_to_recover = ROUNDS_TO_RECOVER
         self._recovering = False  # cut, and nothing let through since
         self._was_full = False  # the limit, not a lack of work, has held calls back lately
         self._requests = Budget(requests_per_minute, clock) if requests_per_minute else None
@@ -100,7 +104,12 @@ class RateControl:
         self.episode += 1
         self._recovering = True
         self._rounds = 0.0
-        self._refused_level = min(self.limit, float(started.in_flight))
+        level = min(self.limit, float(started.in_flight))
+        known = self._refused_level is not None and abs(level / self._refused_level - 1) <= SAME_LEVEL
+        self._rounds_to_recover = (
+            min(2 * self._rounds_to_recover, MOST_ROUNDS_TO_RECOVER) if known else ROUNDS_TO_RECOVER
+        )
+        self._refused_level = level
         self.limit = max(1.0, CUT * self._refused_level)
 
     def _end(self) -> None:
@@ -114,8 +123,8 @@ class RateControl:
         else:
             self._rounds += 1 / self.limit
             # CUBIC (RFC 9438) with rounds for seconds: CUT times the refused level after 0 rounds, all of it after
-            # ROUNDS_TO_RECOVER, and flat around there.
-            distance = self._rounds / ROUNDS_TO_RECOVER - 1
+            # as many as it takes to recover, and flat around there.
+            distance = self._rounds / self._rounds_to_recover - 1
             grown = max(self.limit, self._refused_level * (1 + (1 - CUT) * distance**3))
         self.limit = min(float(self.ceiling), grown)
 
@@ -138,9 +147,9 @@ class Budget:
     def wait(self, amount: float) -> float:
         """Seconds until ``amount`` may be taken; 0 for now."""
         self._refill()
-        # A billionth forgives the rounding of times, which would otherwise ask for a wait of no length.
-        missing = min(amount, self._capacity) - self._level - 1e-9 * self._capacity
-        return max(0.0, missing / self._rate)
+        missing = min(amount, self._capacity) - self._level
+        # Rounding of times may leave a billionth; waiting for that could last for ever.
+        return missing / self._rate if missing > 1e-9 * self._capacity else 0.0
 
     def take(self, amount: float) -> None:
         """Spend ``amount``; a negative one gives back what an estimate took too much."""
@@ -183,6 +192,8 @@ def _seconds(text: str | None, now: float) -> float | None:
     text = (text or "").strip()
     if re.fullmatch(r"\d+(\.\d*)?|\.\d+", text):
         value = float(text)
+        if not math.isfinite(value):
+            return None
         if value > 1e11:
             value /= 1000  # an epoch in milliseconds
         return max(0.0, value - now) if value > 1e8 else value
