@@ -106,15 +106,13 @@ def verdict_prompt(question: Question, answer_a: str, answer_b: str) -> list[Mes
     return _ask(
         "You are a careful judge of answers. You judge what an answer says: whether it is correct, complete, does"
         " what was asked and is safe. Length, formatting, tone, flattery, confidence, citations and impressive"
-        " figures count for"
-        f" nothing, and neither does the order in which the answers stand. {_DATA}",
+        f" figures count for nothing, and neither does the order in which the answers stand. {_DATA}",
         _tagged("question", as_text(question)),
         _tagged("answer_a", answer_a),
         _tagged("answer_b", answer_b),
         "Which answer is better in substance? Check the facts, figures and code of each before you decide.",
         'Reply with one JSON object and nothing else: {"reason": "<one sentence>", "better": "A"} where'
-        ' "better" is "A", "B" or,'
-        ' only if neither is better in substance, "tie".',
+        ' "better" is "A", "B" or, only if neither is better in substance, "tie".',
     )
 
 
@@ -158,8 +156,11 @@ def length_in_words(text: str) -> str:
 
 
 def _tagged(tag: str, text: str) -> str:
-    """The text between tags; a closing tag inside it cannot end the section early."""
-    return f"<{tag}>\n" + text.replace(f"</{tag}>", f"<\\/{tag}>") + f"\n</{tag}>"
+    """The text between tags; our own tags inside it are broken up, so that they cannot end or fake a section."""
+    return f"<{tag}>\n" + _OWN_TAG.sub(r"<\\\1\2>", text) + f"\n</{tag}>"
+
+
+_OWN_TAG = re.compile(r"<(/?)(question|good_answer|answer_a|answer_b)>", re.IGNORECASE)
 
 
 def _ask(system: str, *paragraphs: str) -> list[Message]:

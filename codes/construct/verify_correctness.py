@@ -17,7 +17,7 @@ from pathlib import Path
 
 from codes.common.cli import command_parser, run_main
 from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
-from codes.common.records import CHOSEN_IS_BEST, aligned_bias_types
+from codes.common.records import CHOSEN_IS_BEST, INJECTED_BIASES, aligned_bias_types
 from codes.construct import api
 from codes.construct.bias_checks import check_injection, looks_like_error, source_name
 from codes.construct.bias_rules import RULES_VERSION
@@ -100,8 +100,8 @@ def rules_verdict(record: dict, position: int) -> dict:
     if made.get("command") == "gptinst":
         return _mechanical(WORSE, "it answers another record's question; nothing was judged")
     source = _source_position(record, made)
-    if source is None:
-        return _mechanical(SKIPPED, "the answer it was made from is not in the record")
+    if source is None or made.get("bias") not in INJECTED_BIASES:
+        return _mechanical(SKIPPED, "its provenance does not say from which answer of the record it was made, and how")
     problems = check_injection(made["bias"], record["rejected"][source], record["rejected"][position])
     if problems:
         return _mechanical(NOT_WORSE, f"more than the bias's trait may have changed: {'; '.join(problems)}")
