@@ -1,0 +1,227 @@
+"""The reward model: scores that depend on nothing but the conversation, and folders that stock classes read alike."""
+
+import json
+import shutil
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from codes.common.conversation import encode_group, load_tokenizer, pad_batch
+from codes.common.records import InputError
+from codes.train.reward_model import PAD_TOKEN, RewardModel, last_attended, padded_on_the_right
+
+QUESTION = "What is the capital of France?"
+ANSWERS = ["Paris.", "I think the answer is probably Paris, because the Seine runs through it.", "42", "def add(a, b):"]
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DECODERS = {
+    "Qwen3": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
+    "Llama": SIZE | {"num_key_value_heads": 2},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "GPTNeoX": SIZE,
+    "Gemma2": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
+}
+ENCODERS = {"Bert": SIZE, "ModernBert": SIZE}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, tiny_model):
+    """Folders with tiny random language models of each architecture, all with the tiny model's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    made = {}
+
+    def folder(architecture: str, **token_changes):
+        key = (architecture, tuple(token_changes.items()))
+        if key not in made:
+            path = tmp_path_factory.mktemp(architecture)
+            config_class = getattr(transformers, f"{architecture}Config")
+            pads = {f"{name}_token_id": 0 for name in ("pad", "bos", "cls", "sep", "eos")}
+            config = config_class(
+                **(DECODERS | ENCODERS)[architecture], vocab_size=len(tokenizer), max_position_embeddings=256, **pads
+            )
+            config._attn_implementation = "eager"
+            torch.manual_seed(1)
+            suffix = (
+                "ForMaskedLM"
+                if architecture in ENCODERS
+                else ("LMHeadModel" if architecture == "GPT2" else "ForCausalLM")
+            )
+            getattr(transformers, architecture + suffix)(config).save_pretrained(path)
+            changed = AutoTokenizer.from_pretrained(tiny_model)
+            for name, value in token_changes.items():
+                setattr(changed, name, value)
+            changed.save_pretrained(path)
+            made[key] = path
+        return str(made[key])
+
+    return folder
+
+
+def load_scaled(folder: str) -> RewardModel:
+    """A reward model whose fresh head and body are scaled up, so that wrong scores cannot hide in rounding."""
+    torch.manual_seed(2)
+    model = RewardModel.from_pretrained(folder, new_head=True)
+    model.ensure_own_pad_token()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4 if len(parameter) > 1 else 40)
+    return model.eval()
+
+
+def rows_of(model: RewardModel, max_length: int = 200) -> list[list[int]]:
+    return [answer.ids for answer in encode_group(model.tokenizer, QUESTION, ANSWERS, max_length)]
+
+
+def scores(model: RewardModel, rows: list[list[int]], left: bool = False) -> torch.Tensor:
+    batch = pad_batch(rows, model.pad_id)
+    if left:
+        width = batch["input_ids"].shape[1]
+        batch["input_ids"] = torch.tensor([[model.pad_id] * (width - len(row)) + row for row in rows])
+        batch["attention_mask"] = batch["attention_mask"].flip(-1)
+    with torch.no_grad():
+        return model(**batch)
+
+
+@pytest.mark.parametrize("architecture", [*DECODERS, *ENCODERS])
+def test_a_score_depends_neither_on_the_batch_size_nor_on_the_padding_side(folders, architecture):
+    model = load_scaled(folders(architecture))
+    rows = rows_of(model)
+    alone = torch.cat([scores(model, [row]) for row in rows])
+    assert alone.dtype == torch.float32
+    assert alone.std() > 1e-2
+    for size in (2, 3, 4):
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        for left in (False, True):
+            together = torch.cat([scores(model, chunk, left) for chunk in chunks])
+            assert torch.allclose(together, alone, atol=1e-4), (size, left)
+
+
+@pytest.mark.parametrize("architecture", [*DECODERS, *ENCODERS])
+def test_the_saved_folder_gives_the_stock_class_the_same_scores_and_no_missing_keys(folders, architecture, tmp_path):
+    model = load_scaled(folders(architecture))
+    model.save_pretrained(tmp_path / "saved")
+    stock, loading = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "saved", dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert stock.config.num_labels == 1
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert tokenizer.chat_template == model.tokenizer.chat_template
+    messages = [[{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}] for answer in ANSWERS]
+    texts = tokenizer.apply_chat_template(messages, tokenize=False)
+    batch = tokenizer(texts, add_special_tokens=False, padding=True, return_tensors="pt")
+    assert [row[mask.bool()].tolist() for row, mask in zip(batch.input_ids, batch.attention_mask)] == rows_of(model)
+    with torch.no_grad():
+        served = stock.eval()(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits.squeeze(-1)
+    assert torch.allclose(served, scores(model, rows_of(model)), atol=1e-5)
+    again = RewardModel.from_pretrained(str(tmp_path / "saved")).eval()
+    assert torch.equal(scores(again, rows_of(again)), scores(model, rows_of(model)))
+
+
+def test_a_decoder_whose_pad_is_eos_is_read_at_the_answers_last_token(folders):
+    """A model of others, as evaluation meets it: rows end in the token that also fills them up."""
+    model = RewardModel.from_pretrained(folders("Llama", pad_token="<|im_end|>"), new_head=True).eval()
+    assert model.facts()["pad_token_is_eos"] is True
+    rows = [[5, 6, 7, model.pad_id], [8, model.pad_id]]
+    alone = torch.cat([scores(model, [row]) for row in rows])
+    assert torch.allclose(scores(model, rows), alone, atol=1e-5)
+    assert torch.allclose(scores(model, rows, left=True), alone, atol=1e-5)
+    hidden = model.model.model(torch.tensor([rows[0]]), attention_mask=torch.ones(1, 4, dtype=torch.long))
+    assert torch.allclose(model.model.score(hidden.last_hidden_state[0, -1]), alone[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("pad", ["<|im_end|>", None])
+def test_a_model_without_a_pad_token_of_its_own_gets_one(folders, pad):
+    model = RewardModel.from_pretrained(folders("Qwen3", pad_token=pad), new_head=True)
+    before = model.model.get_input_embeddings().weight.clone()
+    model.ensure_own_pad_token()
+    assert model.tokenizer.pad_token == PAD_TOKEN
+    assert model.pad_id == model.config.pad_token_id == len(before)
+    assert model.pad_id != model.tokenizer.eos_token_id
+    assert torch.equal(model.model.get_input_embeddings().weight[: len(before)], before)
+    assert model.facts()["pad_token_is_eos"] is False
+
+
+def test_a_pad_token_of_its_own_is_kept(tiny_model):
+    model = RewardModel.from_pretrained(str(tiny_model), new_head=True)
+    pad_id = model.tokenizer.pad_token_id
+    model.ensure_own_pad_token()
+    assert model.pad_id == pad_id
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3", "Bert"])
+def test_the_head_is_computed_in_float32_when_the_body_is_in_bfloat16(folders, architecture):
+    model = load_scaled(folders(architecture)).to(torch.bfloat16)
+    rows = rows_of(model)
+    score = scores(model, rows)
+    assert score.dtype == torch.float32
+    assert not torch.equal(score, score.to(torch.bfloat16).float())
+    with torch.autocast("cpu", torch.bfloat16):
+        score = scores(model.float(), rows)
+    assert score.dtype == torch.float32
+    assert not torch.equal(score, score.to(torch.bfloat16).float())
+
+
+def test_last_attended_and_right_padding_follow_the_mask_on_either_side():
+    mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
+    assert last_attended(mask).tolist() == [1, 3, 3]
+    ids, moved = padded_on_the_right(torch.arange(12).reshape(3, 4), mask)
+    assert ids[:, :2].tolist() == [[0, 1], [6, 7], [8, 9]]
+    assert moved.tolist() == [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+
+
+def test_a_language_model_is_refused_where_a_reward_model_is_needed(tiny_model):
+    with pytest.raises(InputError, match="has no reward head"):
+        RewardModel.from_pretrained(str(tiny_model))
+
+
+def broken_copy(source, target, **config_changes):
+    shutil.copytree(source, target)
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps(config | config_changes))
+    return str(target)
+
+
+def test_folders_that_are_no_usable_reward_model_are_input_errors(tiny_model, tiny_reward_model, tmp_path):
+    labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    with pytest.raises(InputError, match="has 2 labels"):
+        RewardModel.from_pretrained(broken_copy(tiny_reward_model, tmp_path / "two", **labels))
+    other = broken_copy(tiny_model, tmp_path / "other", architectures=["Qwen3ForTokenClassification"])
+    with pytest.raises(InputError, match="head that would be lost"):
+        RewardModel.from_pretrained(other, new_head=True)
+    headless = broken_copy(
+        tiny_model,
+        tmp_path / "headless",
+        architectures=["Qwen3ForSequenceClassification"],
+        id2label={"0": "reward"},
+        label2id={"reward": 0},
+    )
+    with pytest.raises(InputError, match=r"weights are missing, score\.weight"):
+        RewardModel.from_pretrained(headless, new_head=True)
+    bodiless = broken_copy(tiny_model, tmp_path / "bodiless", num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    with pytest.raises(InputError, match="weights are missing"):
+        RewardModel.from_pretrained(bodiless, new_head=True)
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_reward_model, torn)
+    (torn / "model.safetensors").write_bytes(b"\x00" * 20)
+    with pytest.raises(InputError, match="cannot be loaded"):
+        RewardModel.from_pretrained(str(torn))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no tokenizer"):
+        RewardModel.from_pretrained(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("max_length", [1, 2, 3, 8])
+def test_very_short_conversations_have_finite_scores(tiny_reward_model, max_length):
+    model = RewardModel.from_pretrained(str(tiny_reward_model)).eval()
+    rows = rows_of(model, max_length)
+    assert all(len(row) == max_length for row in rows)
+    assert torch.isfinite(scores(model, rows)).all()
+
+
+def test_a_tokenizer_of_the_saved_model_reloads_to_the_same_template(tiny_reward_model):
+    first = load_tokenizer(str(tiny_reward_model))
+    assert first.chat_template == AutoTokenizer.from_pretrained(tiny_reward_model).chat_template

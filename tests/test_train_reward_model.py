@@ -1,0 +1,363 @@
+"""Training end to end: one process as the reference, and real DeepSpeed ranks that must agree with it."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification
+
+from codes.common.records import InputError
+from codes.train.train_reward_model import train
+from codes.train.training_metrics import ScoredGroup, reward_metrics, spearman
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread():
+    # Models this small lose more to waiting for each other's threads than they gain.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_groups(path: Path, count: int) -> Path:
+    """Groups of one to three rejected answers that differ from the chosen one in a word."""
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            rejected = [f"The answer is {word} {i}." for word in ("surely", "never", "about")[: 1 + i % 3]]
+            record = {
+                "question": f"What is {i} and {i * 7 % 11}?",
+                "chosen": f"The answer is {i}.",
+                "rejected": rejected,
+            }
+            file.write(json.dumps(record) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    # 21 groups in steps of 8: the last step has 5, and its second micro-step one group for two ranks.
+    return write_groups(tmp_path_factory.mktemp("data") / "train.jsonl", 21)
+
+
+def flags(model: Path, data: Path, output: Path, mode: str = "contrast", **more: object) -> list[str]:
+    settings = {
+        "model_name_or_path": model,
+        "train_data_path": data,
+        "output_dir": output,
+        "training_mode": mode,
+        "learning_rate": "1e-3",
+        "max_length": 64,
+        "logging_steps": 1,
+        "per_device_train_batch_size": 8,
+    } | more
+    return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+
+
+def run_on_two_ranks(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess:
+    """The command that run_training.sh gives CPU ranks."""
+    launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
+    return subprocess.run(
+        [*launcher, "--master_port", str(free_port()), "--module", "codes.train.train_reward_model", *arguments],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "DS_ACCELERATOR": "cpu",
+            "OMP_NUM_THREADS": "1",
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def logs(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def column(output: Path, name: str) -> list[float]:
+    return [log[name] for log in logs(output) if name in log]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+# --- One process -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, tiny_model, data) -> Path:
+    """The reference: two epochs of steps of 8 groups in one process, evaluated and checkpointed at every step."""
+    output = tmp_path_factory.mktemp("runs") / "one"
+    train(
+        [
+            *flags(tiny_model, data, output, num_train_epochs=2, eval_data_path=data, save_steps=1),
+            "--save_total_limit",
+            "9",
+        ]
+    )
+    return output
+
+
+def test_the_folder_that_training_saves_loads_with_the_stock_class_and_no_key_is_missing(one_process):
+    model, loading = AutoModelForSequenceClassification.from_pretrained(one_process, output_loading_info=True)
+    assert not any(loading[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.num_labels == 1
+    assert model.config.pad_token_id is not None
+    assert not list(one_process.rglob("training_args.bin"))
+
+
+def test_metrics_and_provenance_are_written(one_process, data):
+    train_logs = [log for log in logs(one_process) if "loss" in log]
+    assert [log["step"] for log in train_logs] == [1, 2, 3, 4, 5, 6]
+    names = {"accuracy", "pair_accuracy", "margin", "reward_mean", "reward_std", "length_correlation", "grad_norm"}
+    assert all(names <= log.keys() for log in train_logs)
+    info = json.loads((one_process / "run_info.json").read_text(encoding="utf-8"))
+    assert info["finished"] is True
+    assert info["train_data"]["counts"]["groups"] == 21
+    assert info["train_data"]["counts"]["rejected_answers"] == 42
+    assert len(info["train_data"]["files"][0]["sha256"]) == 64
+    assert info["configuration"]["training_mode"] == "contrast"
+    assert info["training_arguments"]["per_device_train_batch_size"] == 8
+
+
+def test_accumulation_gives_the_same_steps_as_the_whole_batch(one_process, tiny_model, data, tmp_path):
+    settings = flags(tiny_model, data, tmp_path / "out", num_train_epochs=2, per_device_train_batch_size=2)
+    train([*settings, "--gradient_accumulation_steps", "4"])
+    for name in ("loss", "grad_norm", "accuracy", "reward_std"):
+        assert np.allclose(column(tmp_path / "out", name), column(one_process, name), rtol=1e-4), name
+
+
+def test_activation_checkpointing_changes_nothing(one_process, tiny_model, data, tmp_path):
+    train([*flags(tiny_model, data, tmp_path / "out", max_steps=1), "--gradient_checkpointing"])
+    assert column(tmp_path / "out", "grad_norm") == pytest.approx(column(one_process, "grad_norm")[:1], rel=1e-5)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_run_that_was_killed_and_resumed_ends_in_bitwise_the_same_weights(
+    one_process, tiny_model, data, tmp_path, step
+):
+    output = tmp_path / "out"
+    leave_as_if_killed(one_process, output, step)
+    train(
+        [
+            *flags(tiny_model, data, output, num_train_epochs=2, eval_data_path=data, save_steps=1),
+            "--save_total_limit",
+            "9",
+            "--resume_from_checkpoint",
+            "last",
+        ]
+    )
+    assert weights(output).keys() == weights(one_process).keys()
+    assert all(torch.equal(tensor, weights(one_process)[name]) for name, tensor in weights(output).items())
+    assert column(output, "loss") == column(one_process, "loss")
+
+
+def leave_as_if_killed(run: Path, output: Path, step: int) -> None:
+    """The run's folder as a kill after ``step`` steps leaves it: a torn later checkpoint and one log too many."""
+    shutil.copytree(run, output, ignore=shutil.ignore_patterns("model*", "checkpoint-*"))
+    shutil.copytree(run / f"checkpoint-{step}", output / f"checkpoint-{step}")
+    shutil.copytree(run / f"checkpoint-{step}", output / f"checkpoint-{step + 1}")
+    (output / f"checkpoint-{step + 1}" / "trainer_state.json").write_text('{"global_st')
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if json.loads(line)["step"] <= step + 1]
+    (output / "metrics.jsonl").write_text("".join(kept) + '{"step": ', encoding="utf-8")
+
+
+def test_a_resumed_run_must_have_the_configuration_of_the_one_it_continues(one_process, tiny_model, data, tmp_path):
+    leave_as_if_killed(one_process, tmp_path / "out", 2)
+    with pytest.raises(InputError, match=r"temperature: 0\.5 there, 0.7 now"):
+        train([*flags(tiny_model, data, tmp_path / "out", temperature=0.7), "--resume_from_checkpoint", "True"])
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is_unless_told_otherwise(tiny_model, data, tmp_path):
+    output = tmp_path / "out"
+    settings = flags(tiny_model, data, output, max_steps=1)
+    train(settings)
+    before = (output / "run_info.json").read_bytes()
+    with pytest.raises(InputError, match=r"holds a run .*--overwrite_output_dir"):
+        train(settings)
+    assert (output / "run_info.json").read_bytes() == before
+    train([*settings, "--overwrite_output_dir"])
+    assert len(column(output, "loss")) == 1
+
+
+def test_an_existing_reward_model_keeps_its_head(tiny_reward_model, data, tmp_path):
+    train(flags(tiny_reward_model, data, tmp_path / "out", "pairwise", max_steps=1, learning_rate=0))
+    before, after = weights(tiny_reward_model), weights(tmp_path / "out")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("mode", ["contrast", "pairwise", "bradley_terry"])
+def test_training_overfits_thirty_two_groups_and_rewards_do_not_drift(tiny_model, tmp_path, mode):
+    groups = write_groups(tmp_path / "groups.jsonl", 32)
+    train(
+        [
+            *flags(
+                tiny_model, groups, tmp_path / "out", mode, num_train_epochs=8, learning_rate="3e-3", logging_steps=4
+            ),
+            "--pairs",
+            "all",
+            "--center_rewards_coefficient",
+            "0.01",
+            "--save_strategy",
+            "no",
+        ]
+    )
+    last = [log for log in logs(tmp_path / "out") if "loss" in log][-1]
+    assert last["accuracy"] == 1.0
+    assert last["margin"] > 0.5
+    assert abs(last["reward_mean"]) < 20
+    assert last["reward_std"] < 20
+
+
+# --- Two DeepSpeed ranks -----------------------------------------------------------------------------------------
+
+
+def test_zero_2_on_two_ranks_with_accumulation_equals_one_process_and_resumes_bitwise(
+    one_process, tiny_model, data, tmp_path
+):
+    output, resumed = tmp_path / "out", tmp_path / "resumed"
+    more = {
+        "num_train_epochs": 2,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "per_device_eval_batch_size": 2,
+        "eval_data_path": data,
+        "deepspeed": "configs/ds_z2_config.json",
+        "save_steps": 2,
+        "save_total_limit": 9,
+    }
+    done = run_on_two_ranks(*flags(tiny_model, data, output, **more))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("loss", "grad_norm", "accuracy", "margin", "reward_std", "length_correlation"):
+        assert np.allclose(column(output, name), column(one_process, name), rtol=1e-4, atol=1e-6), name
+    assert column(output, "eval_accuracy") == column(one_process, "eval_accuracy")
+    for name in ("eval_loss", "eval_margin", "eval_reward_mean", "eval_length_correlation"):
+        assert np.allclose(column(output, name), column(one_process, name), rtol=1e-4, atol=1e-6), name
+
+    leave_as_if_killed(output, resumed, 2)
+    done = run_on_two_ranks(*flags(tiny_model, data, resumed, **more), "--resume_from_checkpoint", "last")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(output).items())
+
+
+def test_zero_3_on_two_ranks_with_an_uneven_last_batch_trains_and_saves_as_one_process(
+    tiny_reward_model, data, tmp_path
+):
+    train(flags(tiny_reward_model, data, tmp_path / "one", "pairwise", pairs="all"))
+    done = run_on_two_ranks(
+        *flags(tiny_reward_model, data, tmp_path / "two", "pairwise", pairs="all", per_device_train_batch_size=2),
+        *("--gradient_accumulation_steps", "2", "--deepspeed", "configs/ds_z3_config.json"),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("loss", "grad_norm", "accuracy"):
+        assert np.allclose(column(tmp_path / "two", name), column(tmp_path / "one", name), rtol=1e-4), name
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert {name: tensor.shape for name, tensor in one.items()} == {name: tensor.shape for name, tensor in two.items()}
+    # Adam divides by the gradient's size, so what is rounding in a gradient near zero shows in the weight: 1e-3 a step.
+    assert all(torch.allclose(tensor, two[name], atol=1e-4) for name, tensor in one.items())
+    _, loading = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two", output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+
+
+def test_bad_data_ends_both_ranks_with_exit_status_2_and_one_line(tiny_model, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "Q", "chosen": "A", "rejected": ["B"]}\n{"question": "Q", "rejected": ["B"]}\n')
+    done = run_on_two_ranks(*flags(tiny_model, bad, tmp_path / "out"), "--deepspeed", "configs/ds_z2_config.json")
+    assert done.returncode == 2
+    said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert said == [f"error: {bad}:2: field 'chosen': is missing"]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# --- What is refused before any work -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--temprature", "1"], "unrecognized arguments: --temprature 1"),
+        (["--temperature", "0"], "--temperature"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--margin", "-1"], "--margin"),
+        (["--max_length", "0"], "--max_length"),
+        (["--training_mode", "dpo"], "invalid choice: 'dpo'"),
+        (["--train_data_path", "absent.jsonl"], "absent.jsonl"),
+        (["--eval_strategy", "steps"], "--eval_data_path"),
+        (["--keep_unverified", "--verified_only"], "contradict"),
+        (["--per_device_train_batch_size", "0"], "--per_device_train_batch_size"),
+        (["--resume_from_checkpoint", "last"], "holds no whole checkpoint"),
+        (["--label_smoothing_factor", "0.1"], "--label_smoothing_factor"),
+        (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy"),
+        (["--deepspeed", "absent.json"], "absent.json"),
+        (["--save_strategy", "sometimes"], "sometimes"),
+    ],
+)
+def test_a_flag_that_cannot_work_is_an_input_error_and_nothing_is_written(tiny_model, data, tmp_path, more, message):
+    with pytest.raises(InputError) as error:
+        train([*flags(tiny_model, data, tmp_path / "out"), *more])
+    assert message in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_zero_3_that_would_save_no_weights_is_refused(tiny_model, data, tmp_path):
+    config = json.loads((ROOT / "configs/ds_z3_config.json").read_text())
+    del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
+    (tmp_path / "z3.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="stage3_gather_16bit_weights_on_model_save"):
+        train([*flags(tiny_model, data, tmp_path / "out"), "--deepspeed", str(tmp_path / "z3.json")])
+
+
+def test_all_four_deepspeed_configurations_leave_sizes_and_precision_to_the_flags():
+    for name in ("ds_z2_config", "ds_z3_config", "ds_z2_offload_config", "ds_z3_offload_config"):
+        config = json.loads((ROOT / f"configs/{name}.json").read_text())
+        assert config["train_micro_batch_size_per_gpu"] == config["gradient_clipping"] == "auto"
+        assert config["bf16"]["enabled"] == config["fp16"]["enabled"] == "auto"
+        assert ("offload_optimizer" in config["zero_optimization"]) == ("offload" in name)
+
+
+# --- Metrics -----------------------------------------------------------------------------------------------------
+
+
+def test_reward_metrics_have_known_values_and_a_tie_is_wrong():
+    groups = [
+        ScoredGroup(1, (2.0, 1.0, 0.0), (5, 6, 7), 0.0),
+        ScoredGroup(0, (1.0, 1.0), (3, 4), 0.0),
+    ]
+    metrics = reward_metrics(groups)
+    assert metrics["accuracy"] == 0.5
+    assert metrics["pair_accuracy"] == pytest.approx(2 / 3)
+    assert metrics["margin"] == pytest.approx(1.0)
+    assert metrics["reward_mean"] == pytest.approx(1.0)
+    assert metrics["reward_std"] == pytest.approx(np.std([1, 1, 2, 1, 0]))
+    assert metrics == reward_metrics(groups[::-1])
+
+
+def test_spearman_has_known_values():
+    assert spearman([1, 2, 3], [10, 20, 90]) == pytest.approx(1)
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4, 5], [5, 6, 7, 8, 7]) == pytest.approx(0.8207826816681233)
+    assert spearman([1, 1, 1], [1, 2, 3]) == 0
