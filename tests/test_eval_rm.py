@@ -157,6 +157,7 @@ def test_a_model_is_evaluated_on_all_biases_with_the_length_baseline_beside_it(e
         facts = summary[bias]["provenance"]
         assert facts["attention_implementation"]
         assert facts["template_hash"]
+        assert facts["dtype"] == "fp32"
         assert facts["pad_token_is_eos"] is False
         assert facts["conversations"] == 16
     average = summary["average_across_all_biases"]
@@ -314,6 +315,9 @@ def test_an_absent_bias_an_empty_folder_and_an_unknown_bias_are_bad_usage(evalua
         evaluate("all", tmp_path / "nowhere", "--scorer", "length")
     with pytest.raises(InputError, match="BIAS 'lenght'"):
         evaluate("lenght", sample_data, "--scorer", "length")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="is a file, not a folder"):
+        evaluate("length", sample_data, "--scorer", "length", output="file")
     with pytest.raises(InputError, match="--model_path is needed"):
         eval_rm.main(["length", "--data_dir", str(sample_data)])
     assert not (tmp_path / "results").exists()

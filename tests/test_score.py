@@ -78,7 +78,7 @@ def test_running_again_changes_nothing_and_another_configuration_is_refused(run_
 def test_a_killed_run_goes_on_from_the_scores_it_has(tmp_path, tiny_reward_model, monkeypatch):
     from codes.evaluate.model_scorer import ModelScorer
 
-    rows = [{"prompt": f"Say {i}.", "response": f"{i} " * (1 + i % 50)} for i in range(400)]
+    rows = [{"prompt": f"Say {i}.", "response": f"{i} " * (1 + i % 50)} for i in range(160)]
     source = write_rows(tmp_path / "in.jsonl", rows)
 
     def flags(folder):
@@ -98,7 +98,7 @@ def test_a_killed_run_goes_on_from_the_scores_it_has(tmp_path, tiny_reward_model
     forward = ModelScorer.score
     monkeypatch.setattr(ModelScorer, "score", lambda self, batch: scored.extend(batch.ids) or forward(self, batch))
     score.main(flags("killed"))
-    assert 0 < len(scored) <= 400 - 40
+    assert 0 < len(scored) <= 160 - 40
     score.main(flags("whole"))
     assert (tmp_path / "killed" / "out.jsonl").read_bytes() == (tmp_path / "whole" / "out.jsonl").read_bytes()
 

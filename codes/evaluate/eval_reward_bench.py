@@ -25,7 +25,14 @@ from codes.common.run_info import redact, write_run_info
 from codes.common.sources import HubDataset
 from codes.evaluate.bias_summary import question_name
 from codes.evaluate.metrics import REWARD_BENCH_SECTIONS, require_known_subset, reward_bench_section
-from codes.evaluate.results import add_result_flags, aligned_table, model_name, rate_cell, refuse_other_results
+from codes.evaluate.results import (
+    add_result_flags,
+    aligned_table,
+    model_name,
+    rate_cell,
+    refuse_other_results,
+    result_folder,
+)
 from codes.evaluate.reward_bench_summary import reward_bench_summary
 from codes.evaluate.scorers import (
     Conversation,
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     check_scorer_flags(args)
     name = model_name(args)
-    folder = Path(args.output_dir) / name
+    folder = result_folder(args, name)
     row_file, summary_file = (
         folder / f"reward_bench_evaluation_{name}.jsonl",
         folder / f"reward_bench_summary_{name}.json",
@@ -63,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     conversations = [conversation for pair in pairs for conversation in pair]
     scores = score_conversations(scorer, conversations, folder)
     values = [(scores[chosen], scores[rejected]) for chosen, rejected in pairs]
-    facts = {**configuration, **scorer.facts, **scores.truncation(c.key for c in conversations)}
+    facts = {**scorer.facts, **configuration, **scores.truncation(c.key for c in conversations)}
     summary = {"eval_model": name, "section": args.section, **_figures(rows, values, args), "provenance": facts}
     model = redact(args.model_path) if args.scorer == "model" else None
     write_run_info(row_file, configuration, model=model, **scorer.facts, section=args.section)

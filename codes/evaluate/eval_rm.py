@@ -44,6 +44,7 @@ from codes.evaluate.results import (
     rate_cell,
     refuse_other_results,
     refuse_other_scorer,
+    result_folder,
 )
 from codes.evaluate.scorers import (
     Conversation,
@@ -101,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parse(argv)
     check_scorer_flags(args)
     name = model_name(args)
-    files = ResultFiles(Path(args.output_dir) / name, name)
+    files = ResultFiles(result_folder(args, name), name)
     biases, skipped = _available_biases(args)
     data = [read_bias(Path(args.data_dir), bias, args.refinement_request) for bias in biases]
     scorer = load_scorer(args)
@@ -238,7 +239,7 @@ def _average(
     if scorer.identity["scorer"] != "length":
         baselines = {part.bias: length_outcomes(part.rows) for part in data if part.bias in outcomes}
         average["length_baseline"] = average_summary(baselines, seed=seed)
-    return {**average, "skipped": skipped, "provenance": {**scorer.identity, **scorer.facts}}
+    return {**average, "skipped": skipped, "provenance": {**scorer.facts, **scorer.identity}}
 
 
 def _configuration(part: BiasData, scorer: Scorer, args: argparse.Namespace) -> dict:
@@ -257,7 +258,7 @@ def _refuse_other_results(files: ResultFiles, scorer: Scorer, configurations: di
 
 def _provenance(part: BiasData, scores: Scores, scorer: Scorer) -> dict:
     data = {"data_file": f"{part.bias}_bias.jsonl", "data_sha256": part.sha256}
-    return {**scorer.identity, **scorer.facts, **data, **scores.truncation(c.key for c in part.all_conversations())}
+    return {**scorer.facts, **scorer.identity, **data, **scores.truncation(c.key for c in part.all_conversations())}
 
 
 def _model_reference(args: argparse.Namespace) -> str | None:

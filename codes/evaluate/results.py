@@ -37,6 +37,15 @@ def model_name(args: argparse.Namespace) -> str:
     return name
 
 
+def result_folder(args: argparse.Namespace, name: str) -> Path:
+    """OUTPUT_DIR/name. Raises InputError where that cannot be a folder."""
+    folder = Path(args.output_dir) / name
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise InputError(f"--output_dir {args.output_dir}: {path} is a file, not a folder")
+    return folder
+
+
 def refuse_other_results(files: Sequence[Path], configuration: dict) -> None:
     """Raise InputError where one of the files is there and was made otherwise, or nobody knows how.
 
