@@ -240,6 +240,7 @@ def test_a_burst_of_refusals_is_one_cut_and_no_storm():
     assert len(server.requests) <= 200 + 8, "only those already started when the first refusal came are refused"
     assert server.most_in_flight <= 64
     assert backend.control.in_flight == 0
+    assert backend.control.limit > 8, "throughput recovers"
 
 
 def test_requests_a_minute_are_kept_to(monkeypatch):

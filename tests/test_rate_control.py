@@ -167,6 +167,14 @@ def test_refusals_after_the_cut_cut_again_only_once_something_was_let_through():
     assert control.episode == 2
 
 
+def test_a_limit_cut_for_another_reason_than_concurrency_is_soon_outgrown():
+    clock = Clock()
+    control = RateControl(256, clock=clock)
+    SimulatedServer(control, clock, allowed=10_000, bursts=[(0, 0.05)], pause=1.0).run(30)
+    assert control.episode == 1
+    assert control.limit == 256
+
+
 @pytest.mark.parametrize("pause", [None, 1.0])
 def test_throughput_recovers_after_bursts(pause):
     clock = Clock()

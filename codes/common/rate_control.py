@@ -17,15 +17,15 @@ CUT = 0.8  # of the number of calls in flight that the server refused
 # rounds until the next try, because every try may cost a pause.
 ROUNDS_TO_RECOVER, MOST_ROUNDS_TO_RECOVER = 8, 32
 SAME_LEVEL = 0.15  # relative difference
+OUTGROWN = 1.5  # times a refused level without a new refusal: the start is fast again
 FIRST_LIMIT = 8
 
 
 @dataclass(frozen=True)
 class Started:
-    """What the controller remembers of one running attempt: the episode it began in, and how many were in flight."""
+    """What the controller remembers of one running attempt: the episode it began in, and its estimated tokens."""
 
     episode: int
-    in_flight: int
     tokens: int
 
 
@@ -77,7 +77,7 @@ class RateControl:
             self._requests.take(1)
         if self._tokens:
             self._tokens.take(tokens)
-        return Started(self.episode, self.in_flight, tokens)
+        return Started(self.episode, tokens)
 
     def succeeded(self, started: Started, tokens_used: int | None = None) -> None:
         """The server answered; ``tokens_used`` corrects the estimate given at the start."""
@@ -96,6 +96,7 @@ class RateControl:
 
     def rate_limited(self, started: Started, pause: float | None = None) -> None:
         """The server refused the call as one too many; nothing starts for ``pause`` seconds where it named some."""
+        level = min(self.limit, float(self.in_flight))
         self._end()
         if pause is not None:
             self._paused_until = max(self._paused_until, self._clock() + pause)
@@ -104,7 +105,6 @@ class RateControl:
         self.episode += 1
         self._recovering = True
         self._rounds = 0.0
-        level = min(self.limit, float(started.in_flight))
         known = self._refused_level is not None and abs(level / self._refused_level - 1) <= SAME_LEVEL
         self._rounds_to_recover = (
             min(2 * self._rounds_to_recover, MOST_ROUNDS_TO_RECOVER) if known else ROUNDS_TO_RECOVER
@@ -126,6 +126,8 @@ class RateControl:
             # as many as it takes to recover, and flat around there.
             distance = self._rounds / self._rounds_to_recover - 1
             grown = max(self.limit, self._refused_level * (1 + (1 - CUT) * distance**3))
+            if grown > OUTGROWN * self._refused_level:
+                self._refused_level = None  # that refusal had another reason than the number of calls
         self.limit = min(float(self.ceiling), grown)
 
 
