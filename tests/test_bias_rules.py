@@ -56,7 +56,7 @@ TRICKY = {
 
 @pytest.fixture(scope="module")
 def real_answers():
-    """Some 300 of the answers of the public bias files, the same ones every time."""
+    """Some 240 of the answers of the public bias files, the same ones every time."""
     from tests.conftest import SHARED_DATA
 
     if not SHARED_DATA.is_dir():
@@ -68,7 +68,7 @@ def real_answers():
             answers.update(row[field] for field in row if field.startswith("original_response"))
     answers = sorted(answer for answer in answers if answer.strip())
     assert len(answers) > 2000
-    return answers[::14]
+    return answers[::10]
 
 
 @pytest.mark.parametrize("bias", INJECTED_BIASES)
@@ -90,7 +90,7 @@ def test_only_the_trait_changes_in_real_answers(bias, real_answers):
 
 @pytest.mark.parametrize("bias", INJECTED_BIASES)
 def test_a_changed_number_in_the_body_is_caught(bias, real_answers):
-    answers = [*TRICKY.values(), *real_answers[::2]]
+    answers = [*TRICKY.values(), *real_answers[::3]]
     tried = 0
     for number, answer in enumerate(answers):
         digits = [match.start() for match in re.finditer(r"\d", answer)]

@@ -123,7 +123,11 @@ def is_same_question(first: str, second: str) -> bool:
     first, second = (normal_space(text).casefold() for text in (first, second))
     if min(len(first), len(second)) < TOO_SIMILAR / (2 - TOO_SIMILAR) * max(len(first), len(second)):
         return False  # too different in length to reach the ratio
-    return first == second or difflib.SequenceMatcher(None, first[:2000], second[:2000], False).ratio() >= TOO_SIMILAR
+    matcher = difflib.SequenceMatcher(None, first[:2000], second[:2000], False)
+    # The quick ratios are upper bounds of the ratio, which alone is slow.
+    return first == second or all(
+        ratio() >= TOO_SIMILAR for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+    )
 
 
 # --- Without an LLM: another record's question ----------------------------------------------------------------------
@@ -198,8 +202,9 @@ def wording_overlap(first: str, second: str) -> float:
 
 
 def _overlap(first: frozenset[str], second: frozenset[str]) -> float:
-    either = len(first | second)
-    return len(first & second) / either if either else 0.0
+    both = len(first & second)
+    either = len(first) + len(second) - both
+    return both / either if either else 0.0
 
 
 if __name__ == "__main__":
