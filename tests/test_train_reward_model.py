@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
+from codes.common.cli import RunFailed
 from codes.common.records import InputError
 from codes.train.train_reward_model import train
 from codes.train.training_metrics import ScoredGroup, reward_metrics, spearman
@@ -229,6 +230,16 @@ def test_training_overfits_thirty_two_groups_and_rewards_do_not_drift(tiny_model
     assert last["margin"] > 0.5
     assert abs(last["reward_mean"]) < 20
     assert last["reward_std"] < 20
+
+
+def test_scores_that_are_not_finite_stop_the_run_with_a_remedy(tiny_reward_model, data, tmp_path):
+    broken = tmp_path / "model"
+    shutil.copytree(tiny_reward_model, broken)
+    tensors = weights(broken)
+    tensors["score.weight"][0, 0] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(RunFailed, match="not finite by step 1"):
+        train(flags(broken, data, tmp_path / "out"))
 
 
 # --- Two DeepSpeed ranks -----------------------------------------------------------------------------------------

@@ -17,7 +17,6 @@ import sys
 import time
 import warnings
 
-import deepspeed
 import torch
 import torch.distributed as dist
 import transformers
@@ -117,6 +116,8 @@ def _read(settings: RewardSettings, paths: list[str]) -> tuple[list[dict], DataC
 
 def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArguments) -> RewardModel:
     if training_arguments.deepspeed:
+        import deepspeed
+
         # On CPU ranks only torch's process group is there by now; ZeRO-3 shards the model while it loads and asks
         # DeepSpeed's for the world size.
         deepspeed.init_distributed(verbose=False)

@@ -84,7 +84,6 @@ class RewardTrainingArguments(TrainingArguments):
     logging_steps: float = field(default=10, metadata={"help": "optimizer steps between two logs; below 1: a share"})
     save_total_limit: int | None = field(default=2, metadata={"help": "checkpoints kept; older ones are removed"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "has no effect: groups have no columns"})
-    report_to: str = field(default="none", metadata={"help": "none, tensorboard, wandb, ..., or all that are there"})
 
 
 class _Parser(HfArgumentParser):
