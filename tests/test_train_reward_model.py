@@ -141,6 +141,11 @@ def test_metrics_and_provenance_are_written(one_process, data):
     assert info["training_arguments"]["per_device_train_batch_size"] == 8
 
 
+def test_the_last_step_is_logged_even_between_two_logs(tiny_model, data, tmp_path):
+    train(flags(tiny_model, data, tmp_path / "out", logging_steps=2))
+    assert [log["step"] for log in logs(tmp_path / "out") if "loss" in log] == [2, 3]
+
+
 def test_accumulation_gives_the_same_steps_as_the_whole_batch(one_process, tiny_model, data, tmp_path):
     settings = flags(tiny_model, data, tmp_path / "out", num_train_epochs=2, per_device_train_batch_size=2)
     train([*settings, "--gradient_accumulation_steps", "4"])

@@ -130,7 +130,8 @@ def encode_group(
     prompt alone, so a token that merges across the border belongs to the answer.
     """
     texts = [render(tokenizer, question, None), *(render(tokenizer, question, answer) for answer in answers)]
-    prompt, *conversations = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    # Quiet about what is longer than the model: it is cut below, and counted.
+    prompt, *conversations = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     start_ids = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     return [_truncate(ids, _common_prefix_length(prompt, ids), start_ids, max_length) for ids in conversations]
 

@@ -91,6 +91,10 @@ class _Parser(HfArgumentParser):
         raise InputError(f"{message} (--help lists every flag)")
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
 def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettings, RewardTrainingArguments]:
     """Our settings and transformers', checked. Raises InputError for whatever cannot work; writes nothing.
 
@@ -100,7 +104,8 @@ def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettin
         (RewardSettings, RewardTrainingArguments),
         prog="python -m codes.train.train_reward_model",
         description=description.strip(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="%(prog)s --model_name_or_path M --train_data_path F [F ...] --output_dir D --training_mode MODE [flags]",
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     given = vars(parser.parse_args(arguments))
@@ -111,7 +116,7 @@ def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettin
         given["use_cpu"] = True
     if given["deepspeed"] and "RANK" not in os.environ:
         os.environ.update(_single_process())
-    if settings.eval_data_path and "--eval_strategy" not in " ".join(arguments):
+    if settings.eval_data_path and not any(word.replace("-", "_").startswith("__eval_strategy") for word in arguments):
         given["eval_strategy"] = "epoch"
     try:
         return settings, RewardTrainingArguments(**given)

@@ -40,7 +40,7 @@ class RewardTrainer(Trainer):
         self.objective = objective
         self.recent_batches: list[tuple[BatchGroups, torch.Tensor, torch.Tensor]] = []
         self.remove_callback(PrinterCallback)
-        self.add_callback(_SetSamplerEpoch(self))
+        self.add_callback(_FollowEpochs(self))
         if self.args.should_save:
             self.add_callback(_WriteMetrics(Path(self.args.output_dir) / METRICS_FILE))
 
@@ -167,13 +167,18 @@ def scored_groups(groups: BatchGroups, scores: torch.Tensor, losses: torch.Tenso
     ]
 
 
-class _SetSamplerEpoch(TrainerCallback):
+class _FollowEpochs(TrainerCallback):
+    """Draw each epoch's own order, and log the run's last step too."""
+
     def __init__(self, trainer: RewardTrainer):
         self.trainer = trainer
 
     def on_epoch_begin(self, args, state, control, **_):
         # In a resumed run the epoch is a fraction on: its whole part is the one whose order counts.
         self.trainer.train_sampler.epoch = int(state.epoch or 0)
+
+    def on_step_end(self, args, state, control, **_):
+        control.should_log |= state.global_step >= state.max_steps and args.logging_strategy != "no"
 
 
 class _WriteMetrics(TrainerCallback):
