@@ -96,6 +96,8 @@ def test_an_answer_of_similar_length_is_preferred():
         ("水的沸点是多少？", "水的沸点是多少", True),
         ("Why?", "Why is the sky blue in the evening?", False),
         ("", "a", False),
+        ("What is 2 + 2?", "What is 3 + 2?", False),
+        ("a long question about " + "many words " * 300, "A long question, about " + "many words " * 300, True),
     ],
 )
 def test_questions_are_the_same_when_nearly_all_wording_is(first, second, same):

@@ -227,6 +227,7 @@ def test_a_failed_bias_leaves_a_short_record_and_a_rerun_completes_it(source, tm
 
     def broken(request):
         replies = [error(400), completion(None, refusal="I cannot"), completion("half", "length"), html()]
+        replies += [completion("Error code: 429 - {'error': 'slow down'}"), completion("<html>Bad gateway</html>")]
         return bad.choice(replies) if bias_asked(request) == "beauty" else completion(bias_asked(request))
 
     def whole(request):

@@ -56,6 +56,11 @@ def looks_like_error(answer: str) -> bool:
     return bool(_ERROR_TEXT.match(answer))
 
 
+def reply_problem(reply: str) -> str | None:
+    """Why a server's reply is no answer, or None; some proxies send their errors as ordinary replies."""
+    return f"an error text: {normal_space(reply)[:80]!r}" if looks_like_error(reply) else None
+
+
 _ERROR_TEXT = re.compile(
     r"\s*(?:Error code: \d{3}\b|(?:HTTP |HTTPError: )\d{3}\b|<!doctype html|<html[\s>]|\{\s*[\"']error[\"']\s*:)",
     re.IGNORECASE,

@@ -22,7 +22,7 @@ from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
 from codes.common.records import content_hash
 from codes.construct import api
 from codes.construct.answer_units import language, normal_space
-from codes.construct.bias_checks import looks_like_error
+from codes.construct.bias_checks import looks_like_error, reply_problem
 from codes.construct.build_prompt import PROMPT_VERSION, answer_prompt, as_text, similar_question_prompt
 
 POOL_SIZE = 1000  # records that the rules backend chooses among; the cost of a row grows with it
@@ -102,7 +102,7 @@ async def _from_llm(record: dict, ask: Ask) -> tuple[str, str]:
         if problem(question) is None:
             break
     call = Call(f"{row_id}/gptinst_answer/0", answer_prompt(question, record["chosen"]), {"kind": "answer"})
-    return question, (await ask(call)).text
+    return question, (await ask(call, reply_problem)).text
 
 
 def question_problem(record: dict, question: str) -> str | None:
@@ -119,15 +119,12 @@ def question_problem(record: dict, question: str) -> str | None:
 
 
 def is_same_question(first: str, second: str) -> bool:
-    """Whether two questions agree in nearly all of their wording, case and white space aside."""
-    first, second = (normal_space(text).casefold() for text in (first, second))
-    if min(len(first), len(second)) < TOO_SIMILAR / (2 - TOO_SIMILAR) * max(len(first), len(second)):
-        return False  # too different in length to reach the ratio
-    matcher = difflib.SequenceMatcher(None, first[:2000], second[:2000], False)
+    """Whether two questions agree in nearly all of their words (Chinese: characters), case and punctuation aside."""
+    first, second = (re.findall(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text.casefold()) for text in (first, second))
+    matcher = difflib.SequenceMatcher(None, first, second, False)
     # The quick ratios are upper bounds of the ratio, which alone is slow.
-    return first == second or all(
-        ratio() >= TOO_SIMILAR for ratio in (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
-    )
+    ratios = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+    return all(ratio() >= TOO_SIMILAR for ratio in ratios)
 
 
 # --- Without an LLM: another record's question ----------------------------------------------------------------------

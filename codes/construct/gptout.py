@@ -19,7 +19,14 @@ from codes.common.cli import command_parser, positive_int, run_main
 from codes.common.llm import Answer, Ask, Backend, Call, CallFailed, run_rows
 from codes.common.records import INJECTED_BIASES, InputError
 from codes.construct import api
-from codes.construct.bias_checks import check_injection, dose, looks_like_error, source_name, trait_problems
+from codes.construct.bias_checks import (
+    check_injection,
+    dose,
+    looks_like_error,
+    reply_problem,
+    source_name,
+    trait_problems,
+)
 from codes.construct.bias_rules import rules_rng
 from codes.construct.build_prompt import FLAWS, PROMPT_VERSION, as_text, generate_prompt
 
@@ -125,7 +132,7 @@ def injection_call(record: dict, source: str, bias: str, flaw: str | None, seed:
 
 async def _answer_or_none(ask: Ask, call: Call) -> Answer | None:
     try:
-        return await ask(call)
+        return await ask(call, reply_problem if call.messages else None)
     except CallFailed:  # listed by the runner
         return None
 
