@@ -227,7 +227,6 @@ def test_a_failed_bias_leaves_a_short_record_and_a_rerun_completes_it(source, tm
 
     def broken(request):
         replies = [error(400), completion(None, refusal="I cannot"), completion("half", "length"), html()]
-        replies += [completion("Error code: 429 - {'error': 'slow down'}"), completion("<html>Bad gateway</html>")]
         return bad.choice(replies) if bias_asked(request) == "beauty" else completion(bias_asked(request))
 
     def whole(request):
@@ -249,6 +248,13 @@ def test_a_failed_bias_leaves_a_short_record_and_a_rerun_completes_it(source, tm
     assert not (tmp_path / "out.jsonl.failures.jsonl").exists()
     for path in tmp_path.iterdir():
         assert b"sk-secret-of-the-test" not in path.read_bytes()
+
+
+@pytest.mark.parametrize("text", ["Error code: 429 - {'error': 'slow down'}", "<html>Bad gateway</html>"])
+def test_an_error_text_sent_as_an_ordinary_reply_is_a_failure(text, source, tmp_path):
+    with LoopbackServer(lambda request: completion(text)) as server:
+        assert run_openai(source, tmp_path / "out.jsonl", server) == 3
+    assert [record["rejected"] for record in read_jsonl(tmp_path / "out.jsonl")] == [row["rejected"] for row in ROWS]
 
 
 def read_jsonl_without_ids(path):
