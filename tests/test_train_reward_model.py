@@ -64,7 +64,7 @@ def flags(model: Path, data: Path, output: Path, mode: str = "contrast", **more:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def run_on_two_ranks(*arguments: str, timeout: float = 200) -> subprocess.CompletedProcess:
+def run_on_two_ranks(*arguments: str, timeout: float = 290) -> subprocess.CompletedProcess:
     """The command that run_training.sh gives CPU ranks."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
     return subprocess.run(
@@ -250,6 +250,7 @@ def test_scores_that_are_not_finite_stop_the_run_with_a_remedy(tiny_reward_model
 # --- Two DeepSpeed ranks -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(600)  # the first launch on a machine compiles an operator
 def test_zero_2_on_two_ranks_with_accumulation_equals_one_process_and_resumes_bitwise(
     one_process, tiny_model, data, tmp_path
 ):
@@ -278,6 +279,7 @@ def test_zero_2_on_two_ranks_with_accumulation_equals_one_process_and_resumes_bi
     assert all(torch.equal(tensor, weights(resumed)[name]) for name, tensor in weights(output).items())
 
 
+@pytest.mark.timeout(600)  # the first launch on a machine compiles an operator
 def test_zero_3_on_two_ranks_with_an_uneven_last_batch_trains_and_saves_as_one_process(
     tiny_reward_model, data, tmp_path
 ):
@@ -298,6 +300,7 @@ def test_zero_3_on_two_ranks_with_an_uneven_last_batch_trains_and_saves_as_one_p
     assert not loading["unexpected_keys"]
 
 
+@pytest.mark.timeout(600)  # the first launch on a machine compiles an operator
 def test_bad_data_ends_both_ranks_with_exit_status_2_and_one_line(tiny_model, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "Q", "chosen": "A", "rejected": ["B"]}\n{"question": "Q", "rejected": ["B"]}\n')
