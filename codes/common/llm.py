@@ -144,8 +144,10 @@ class OpenAIBackend:
         ended = self.control.failed
         try:
             async with asyncio.timeout(self._timeout):
+                # As extra_body the messages go out as they are; as an argument the client would walk through their
+                # types, which is a quarter of the processor time of a call.
                 raw = await client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=call.messages, extra_body=self._body()
+                    model=self.model, messages=[], extra_body={"messages": call.messages, **self._body()}
                 )
             ended = self.control.succeeded
             answer = read_reply(raw.content)
