@@ -212,6 +212,9 @@ def main() -> None:
         raise
     if dist.is_initialized():
         dist.barrier()
+        if torch.cuda.is_available():
+            dist.destroy_process_group()
+            return
         sys.stdout.flush()
         sys.stderr.flush()
         # ZeRO-3 on CPU ranks may abort while the interpreter shuts down; everything is written by now.
