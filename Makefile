@@ -30,8 +30,24 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	$(VENV)/bin/python -m pip install --quiet --requirement requirements-dev.txt
 	@touch $@
 
+# The four scripts as a user would run them, with a tiny model: construct, train with two objectives, evaluate both.
+DEMO := output/demo
+DEMO_TRAINING := --learning_rate 1e-3 --num_train_epochs 4 --logging_steps 20 --save_strategy no
+DEMO_MODELS := pairwise contrast
 demo: $(VENV)/installed
-	bash demo.sh
+	rm -rf $(DEMO) $(addprefix results/,$(DEMO_MODELS) length comparison.md comparison.png)
+	OUTPUT_DIR=$(DEMO)/construction bash run_construction.sh
+	set -e; for mode in $(DEMO_MODELS); do \
+	  DATA_PATH=$(DEMO)/construction/train.jsonl TRAIN_MODE=$$mode OUTPUT_PATH=$(DEMO)/$$mode \
+	    bash run_training.sh $(DEMO_TRAINING); \
+	  MODEL_PATH=$(DEMO)/$$mode bash run_evaluation_rm.sh; \
+	  MODEL_PATH=$(DEMO)/$$mode bash run_evaluation_rewardbench.sh; \
+	done
+	bash run_evaluation_rm.sh
+	bash run_evaluation_rewardbench.sh
+	$(VENV)/bin/python -m codes.evaluate.report $(addprefix results/,length $(DEMO_MODELS)) \
+	  --output_file results/comparison.md --figure results/comparison.png
+	@cat results/comparison.md
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest

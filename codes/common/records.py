@@ -80,10 +80,10 @@ def check_refinement_pair(record: dict) -> None:
 
 
 def check_reward_bench_row(record: dict) -> None:
-    """prompt, chosen, rejected and subset; whether the subset is known is for the metric to say."""
+    """prompt, chosen, rejected (answers may be empty) and subset; whether it is known is for the metric to say."""
     check_question(record, "prompt")
-    check_text(record, "chosen")
-    check_text(record, "rejected")
+    _present(record, "chosen", str)
+    _present(record, "rejected", str)
     check_text(record, "subset")
 
 

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Stage 1: construct biased answers and verify that they are worse.
+#
+#   bash run_construction.sh                                   offline: the deterministic `rules` backend
+#   OPENAI_API_KEY=... MODEL_NAME=gpt-4o-mini BACKEND=openai bash run_construction.sh --concurrency 64
+#
+# Edit the settings here, set them in the environment, or add flags that all three commands know (--rpm, --timeout, ...).
+# Run it again to continue after an interruption or to redo what failed.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+INPUT_FILE=${INPUT_FILE:-data/train/sample.jsonl} # train records; codes.construct.import_data makes them from other sets
+OUTPUT_DIR=${OUTPUT_DIR:-output/construction}     # the result is OUTPUT_DIR/train.jsonl
+BACKEND=${BACKEND:-rules}                         # rules | openai (any compatible server: OPENAI_BASE_URL or --base_url)
+MODEL_NAME=${MODEL_NAME:-rules}                   # what the server calls its model
+BIASES_PER_ITEM=${BIASES_PER_ITEM:-2}             # biased answers a question
+BIAS_TYPES=${BIAS_TYPES:-length authority beauty assertiveness sycophancy sentiment concreteness} # drawn from these
+LIMIT=${LIMIT:-}                                  # only the first so many records
+
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
+[ "$BACKEND" != rules ] || echo "backend: rules (offline and deterministic; no language model is asked)"
+
+some_failed=0
+# Runs one command of the stage; status 3 (finished, but some items failed) lets the next one go on with what there is.
+stage() {
+  local status=0
+  "$PYTHON" -m "$@" || status=$?
+  [ "$status" -eq 0 ] || [ "$status" -eq 3 ] || exit "$status"
+  [ "$status" -eq 0 ] || some_failed=3
+}
+
+# shellcheck disable=SC2086  # BIAS_TYPES names several
+stage codes.construct.gptout --input_file "$INPUT_FILE" --output_file "$OUTPUT_DIR/gptout.jsonl" \
+  --backend "$BACKEND" --model_name "$MODEL_NAME" --biases_per_item "$BIASES_PER_ITEM" --bias_types $BIAS_TYPES \
+  ${LIMIT:+--limit "$LIMIT"} "$@"
+stage codes.construct.gptinst --input_file "$OUTPUT_DIR/gptout.jsonl" --output_file "$OUTPUT_DIR/gptinst.jsonl" \
+  --backend "$BACKEND" --model_name "$MODEL_NAME" "$@"
+stage codes.construct.verify_correctness --input_file "$OUTPUT_DIR/gptinst.jsonl" --output_file "$OUTPUT_DIR/train.jsonl" \
+  --backend "$BACKEND" --model_name "$MODEL_NAME" "$@"
+exit "$some_failed"
