@@ -52,13 +52,16 @@ class RulesBackend:
         """Nothing is held open."""
 
 
-def add_construction_flags(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """Input, output, backend and sampling flags, the same for every construction command."""
+def add_construction_flags(
+    parser: argparse.ArgumentParser, *, temperature: float, output_flag: str = "--output_file"
+) -> None:
+    """Input, output, backend and sampling flags, the same for every construction command.
+
+    A command that writes several files has ``output_flag`` "--output_dir"; it sets ``args.output_file`` for each.
+    """
     files = parser.add_argument_group("files")
     files.add_argument("--input_file", required=True, metavar="IN", help="train records, JSONL")
-    files.add_argument(
-        "--output_file", required=True, metavar="OUT", help="where the records go; the journal is beside it"
-    )
+    files.add_argument(output_flag, required=True, metavar="OUT", help="where the output goes; journals are beside it")
     files.add_argument("--limit", type=positive_int, metavar="N", help="use the first N records only (default: all)")
     backend = parser.add_argument_group("backend")
     backend.add_argument(
