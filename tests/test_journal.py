@@ -1,5 +1,6 @@
 """The journal: what is written is found again, through kills, and nothing else is taken for a journal."""
 
+import asyncio
 import json
 import os
 import random
@@ -170,3 +171,67 @@ def test_kill_9_loses_no_record_that_was_reported_written(tmp_path):
     with Journal(path, {}) as journal:
         for number in range(written):
             assert len(journal.find(f"row{number}", "r")["answer"]) == number % 5000
+
+
+def test_outcomes_committed_together_share_syncs_and_are_on_disk_and_found_when_commit_returns(tmp_path, monkeypatch):
+    path, syncs, real_fsync = tmp_path / "j.jsonl", [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (syncs.append(handle), time.sleep(0.005), real_fsync(handle)))
+
+    async def commit(journal, key):
+        await journal.commit(record(key, "é" * 50))
+        assert journal.find(key, "r") == record(key, "é" * 50)
+        assert f'"{key}"' in path.read_text(encoding="utf-8")
+
+    async def run(journal):
+        await asyncio.gather(*(commit(journal, f"row{number}") for number in range(200)))
+
+    with Journal(path, SETTINGS) as journal:
+        syncs.clear()
+        asyncio.run(run(journal))
+    assert len(syncs) <= 3
+    with Journal(path, SETTINGS) as journal:
+        assert all(journal.find(f"row{number}", "r") for number in range(200))
+
+
+def test_an_outcome_whose_caller_was_cancelled_is_written_all_the_same(tmp_path):
+    async def run(journal):
+        task = asyncio.create_task(journal.commit(record("a")))
+        await asyncio.sleep(0)
+        task.cancel()
+        await journal.settle()
+
+    with Journal(tmp_path / "j.jsonl", SETTINGS) as journal:
+        asyncio.run(run(journal))
+        assert journal.find("a", "r") == record("a")
+
+
+def test_a_full_disk_fails_every_commit_of_the_batch_and_leaves_no_part_behind(tmp_path, monkeypatch):
+    path, real_write = tmp_path / "j.jsonl", os.write
+
+    async def run(journal):
+        return await asyncio.gather(*(journal.commit(record(key)) for key in "abc"), return_exceptions=True)
+
+    with Journal(path, SETTINGS) as journal:
+        before = path.read_bytes()
+        monkeypatch.setattr(os, "write", lambda handle, data: real_write(handle, data[:-9]) if handle > 2 else 0)
+        outcomes = asyncio.run(run(journal))
+        monkeypatch.undo()
+        assert [type(outcome) for outcome in outcomes] == [OSError] * 3
+        assert path.read_bytes() == before
+        assert journal.find("a", "r") is None
+
+
+def test_a_journal_is_read_without_touching_it_while_another_process_writes(tmp_path):
+    path = tmp_path / "j.jsonl"
+    with Journal(path, SETTINGS) as journal:
+        journal.append(record("a"))
+        with open(path, "ab") as file:
+            file.write(b'{"key": "torn')
+        before, seen = path.read_bytes(), []
+        with Journal(path, SETTINGS, read_only=True, seen=seen.append) as reading:
+            assert (reading.find("a", "r"), reading.find("torn", "r")) == (record("a"), None)
+        assert path.read_bytes() == before
+        assert seen == [record("a")]
+    with Journal(tmp_path / "none.jsonl", SETTINGS, read_only=True) as absent:
+        assert absent.find("a", "r") is None
+    assert not (tmp_path / "none.jsonl").exists()

@@ -1,9 +1,10 @@
-"""A keyed, append-only journal: one synced JSONL line per outcome, found again by key without holding texts in memory.
+"""A keyed, append-only journal: a synced JSONL line per outcome, found again by key without holding texts in memory.
 
 The first line says which configuration the journal belongs to. Every other line is an object with ``key`` (what the
 outcome is for) and ``request`` (a hash of what was asked); a later line for the same pair replaces an earlier one.
 """
 
+import asyncio
 import errno
 import fcntl
 import hashlib
@@ -11,7 +12,7 @@ import json
 import logging
 import os
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from codes.common.records import AppendOnlyFile, FieldError, InputError, parse_record, to_json
@@ -26,19 +27,37 @@ _START = b'{"journal": '
 class Journal:
     """The journal at ``path``, locked for this process until closed.
 
+    ``seen`` is called with every outcome that is there already. With ``read_only`` nothing is locked, created or cut:
+    a journal that another process is writing can be looked at, and an absent one is empty.
     Raises InputError where the file is no journal, is damaged, belongs to another configuration (naming the first
     difference), or is in use by another process; nothing is changed then. A torn last line is cut off.
     """
 
-    def __init__(self, path: str | os.PathLike, configuration: dict):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        configuration: dict,
+        *,
+        seen: Callable[[dict], None] = lambda record: None,
+        read_only: bool = False,
+    ):
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._seen = seen
+        self._file: AppendOnlyFile | None = None
+        self._offsets = OffsetTable(lambda offset: fingerprint(*_pair(self._read(offset))))
+        self._waiting: list[tuple[dict, asyncio.Future]] = []  # for the next sync
+        self._committing: asyncio.Task | None = None
+        if read_only:
+            self._handle = os.open(self.path if self.path.exists() else os.devnull, os.O_RDONLY)
+        else:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            self._lock()
+            if not read_only:
+                self._lock()
             self._refuse_other_files()
-            self._file = AppendOnlyFile(self.path)
-            self._offsets = OffsetTable(lambda offset: _fingerprint(*_pair(self._read(offset))))
+            if not read_only:
+                self._file = AppendOnlyFile(self.path)
             self._open(configuration)
         except BaseException:
             os.close(self._handle)
@@ -46,21 +65,74 @@ class Journal:
 
     def find(self, key: str, request: str) -> dict | None:
         """The latest record for this key and request."""
-        offset = self._offsets.find(_fingerprint(key, request))
+        return self.find_fingerprint(fingerprint(key, request))
+
+    def find_fingerprint(self, wanted: bytes) -> dict | None:
+        """The latest record whose key and request have this ``fingerprint``."""
+        offset = self._offsets.find(wanted)
         return None if offset is None else self._read(offset)
 
-    def append(self, record: dict) -> None:
-        """Add a record with its ``key`` and ``request``; it is on disk when this returns."""
+    def append(self, *records: dict) -> None:
+        """Add records with their ``key`` and ``request``; they are on disk when this returns."""
+        lines = [_line(record) for record in records]
+        self._index(records, lines, self._write(b"".join(lines)))
+
+    async def commit(self, record: dict) -> None:
+        """As ``append``, without holding up the event loop: what comes while others are synced shares the next sync.
+
+        A caller that is cancelled leaves its record to be written.
+        """
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((record, done))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_waiting())
+        await done
+
+    async def settle(self) -> None:
+        """Wait until all that was given to ``commit`` is on disk; the event loop may end then."""
+        if self._committing is not None:
+            await asyncio.wait([self._committing])
+
+    async def _commit_waiting(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting, []
+                records = [record for record, _ in batch]
+                lines = [_line(record) for record in records]
+                problem = None
+                try:
+                    offset = await asyncio.to_thread(self._write, b"".join(lines))
+                    self._index(records, lines, offset)
+                except OSError as error:
+                    problem = error
+                for _, done in batch:
+                    if done.done():  # its caller was cancelled
+                        continue
+                    if problem is None:
+                        done.set_result(None)
+                    else:
+                        done.set_exception(problem)
+        finally:
+            self._committing = None
+
+    def _write(self, data: bytes) -> int:
+        """Append whole lines with one sync; returns where they start."""
         offset = os.fstat(self._handle).st_size
         try:
-            self._file.append(record)
+            self._file.append_lines(data)
         except OSError:
             os.ftruncate(self._handle, offset)  # nothing may follow a line that was written in part
             raise
-        self._offsets.put(_fingerprint(*_pair(record)), offset)
+        return offset
+
+    def _index(self, records: Iterable[dict], lines: Iterable[bytes], offset: int) -> None:
+        for record, line in zip(records, lines):
+            self._offsets.put(fingerprint(*_pair(record)), offset)
+            offset += len(line)
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         os.close(self._handle)
 
     def __enter__(self) -> "Journal":
@@ -86,21 +158,29 @@ class Journal:
             raise InputError(f"{self.path}: is not a journal of construction; move it away or choose another output")
 
     def _open(self, configuration: dict) -> None:
-        with open(self.path, "rb") as file:
-            header = file.readline()
-            if not header:
+        lines = self._lines()
+        header = next(lines, None)
+        if header is None:
+            if self._file is not None:
                 self._file.append({"journal": VERSION, "configuration": configuration})
-                return
-            self._check_header(header, configuration)
-            offset = len(header)
-            for number, line in enumerate(file, start=2):
-                try:
-                    self._offsets.put(_fingerprint(*_pair(parse_record(line))), offset)
-                except FieldError as error:
-                    raise InputError(
-                        f"{self.path}:{number}: the journal is damaged ({error}); remove this line to ask again for it"
-                    ) from None
-                offset += len(line)
+            return
+        self._check_header(header, configuration)
+        offset = len(header)
+        for number, line in enumerate(lines, start=2):
+            try:
+                record = parse_record(line)
+                self._offsets.put(fingerprint(*_pair(record)), offset)
+            except FieldError as error:
+                raise InputError(
+                    f"{self.path}:{number}: the journal is damaged ({error}); remove this line to ask again for it"
+                ) from None
+            self._seen(record)
+            offset += len(line)
+
+    def _lines(self) -> Iterator[bytes]:
+        """The whole lines; a last one that another process is just writing does not count."""
+        with open(self._handle, "rb", closefd=False) as file:
+            yield from (line for line in file if line.endswith(b"\n"))
 
     def _check_header(self, line: bytes, configuration: dict) -> None:
         try:
@@ -132,7 +212,12 @@ def _pair(record: dict) -> tuple[str, str]:
     return record["key"], record["request"]
 
 
-def _fingerprint(key: str, request: str) -> bytes:
+def _line(record: dict) -> bytes:
+    return (to_json(record) + "\n").encode("utf-8")
+
+
+def fingerprint(key: str, request: str) -> bytes:
+    """32 bytes that stand for a key and a request."""
     return hashlib.sha256(f"{key}\0{request}".encode()).digest()
 
 

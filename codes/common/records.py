@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -90,6 +91,18 @@ def check_reward_bench_row(record: dict) -> None:
 def check_eval_record(bias: str) -> Callable[[dict], None]:
     """The check for the rows of a bias's evaluation file."""
     return check_refinement_pair if bias == REFINEMENT_BIAS else check_bias_pair
+
+
+def bias_name_problem(name: str) -> str | None:
+    """Why a name cannot be that of a user's own bias, or None.
+
+    Names become parts of file names, so they are plain, and none can be taken for another file's.
+    """
+    if name in (*EVALUATED_BIASES, "original", "gptinst", "all"):
+        return "is taken"
+    if not re.fullmatch(r"[a-z0-9]+(?:-[a-z0-9]+)*", name) or len(name) > 60:
+        return "is no bias name: use lower-case letters, digits and single hyphens, 60 at most"
+    return None
 
 
 def check_text(record: dict, field: str) -> None:
@@ -346,7 +359,10 @@ class AppendOnlyFile:
         os.ftruncate(self._handle, _end_of_last_line(self._handle))
 
     def append(self, record: dict) -> None:
-        data = (to_json(record) + "\n").encode("utf-8")
+        self.append_lines((to_json(record) + "\n").encode("utf-8"))
+
+    def append_lines(self, data: bytes) -> None:
+        """Add whole lines with one write and one sync."""
         if os.write(self._handle, data) != len(data):
             raise OSError("the disk is full: a record could not be written whole")
         os.fsync(self._handle)

@@ -140,6 +140,7 @@ async def _ask_all(rows, process: Process, run: _Run, concurrency: int, total: i
                 worker.result()
         finally:
             await _wind_down(workers, run)
+            await run.journal.settle()
             await run.backend.close()
 
 
@@ -159,7 +160,7 @@ async def _ask_row(row: dict, process: Process, run: _Run) -> None:
     try:
         record = await process(row, ask)
         if record is None and not ask.failures:
-            ask.journal_drop()
+            await ask.journal_drop()
     except CallFailed:
         pass  # the second pass finds it in the journal and lists it
     finally:
@@ -223,17 +224,17 @@ class _AskBackend(_RowAsk):
                 raise CallFailed("check_failed", problem, answer.prompt_tokens, answer.completion_tokens)
         except CallFailed as failure:
             outcome = {"failure": failure.kind, "detail": redact(failure.detail)}
-            self.run.journal.append(_record(call, request, outcome, failure))
+            await self.run.journal.commit(_record(call, request, outcome, failure))
             raise
-        self.run.journal.append(_record(call, request, {"answer": answer.text}, answer))
+        await self.run.journal.commit(_record(call, request, {"answer": answer.text}, answer))
         return answer
 
-    def journal_drop(self) -> None:
+    async def journal_drop(self) -> None:
         """A tombstone, once: the row was left out on purpose and is not missing."""
         known = self.run.journal.find(str(self.row_id), "dropped")
         if known is None or known["dropped"] != self.drop_reason:
             record = {"key": str(self.row_id), "request": "dropped", "dropped": self.drop_reason}
-            self.run.journal.append(record)
+            await self.run.journal.commit(record)
 
 
 def _record(call: Call, request: str, outcome: dict, tokens: Answer | CallFailed) -> dict:
