@@ -231,3 +231,28 @@ def test_a_blank_answer_and_an_unknown_bias_are_refused():
 def test_stored_error_texts_are_recognised(text):
     assert looks_like_error(text)
     assert not looks_like_error(f"The server said: {text}")
+
+
+# --- Doses -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", INJECTED_BIASES)
+def test_a_higher_dose_adds_more_of_the_trait_and_nothing_else(bias, real_answers):
+    answers = real_answers[::6]
+    grown = 0
+    for position, answer in enumerate(answers):
+        doses = []
+        for graded in (1, 2, 3):
+            injected = inject(answer, bias, Random(position), graded)
+            assert check_injection(bias, answer, injected) == []
+            doses.append(dose(bias, answer, injected))
+        grown += doses[0] < doses[2] and doses == sorted(doses)
+    # Some code cannot be drawn out sentence by sentence: it stands twice, whatever the dose.
+    assert grown >= (0.8 if bias == "length" else 0.99) * len(answers)
+
+
+@pytest.mark.parametrize("graded", [1, 2, 3])
+@pytest.mark.parametrize("bias", INJECTED_BIASES)
+def test_doses_keep_tricky_answers(bias, graded):
+    for answer in TRICKY.values():
+        assert check_injection(bias, answer, inject(answer, bias, Random(1), graded)) == []

@@ -8,7 +8,7 @@ import pytest
 from codes.common.records import INJECTED_BIASES, InputError, check_train_record, read_jsonl
 from codes.construct import gptout
 from codes.construct.bias_checks import check_injection
-from codes.construct.build_prompt import FLAWS
+from codes.construct.build_prompt import BIAS_TEXTS, FLAWS
 from tests.conftest import ROOT
 from tests.loopback_server import LoopbackServer, completion, error, html
 
@@ -56,9 +56,7 @@ def run_openai(source, output, server, *flags, key="sk-secret-of-the-test"):
 
 def bias_asked(request):
     """Which bias a generate prompt asks for."""
-    from codes.construct.build_prompt import TRAITS
-
-    return next(bias for bias in TRAITS if TRAITS[bias] in request.prompt)
+    return next(bias for bias, texts in BIAS_TEXTS.items() if texts.look in request.prompt)
 
 
 def test_input_answers_stay_first_and_the_lists_are_aligned(source, tmp_path):
@@ -166,8 +164,9 @@ def test_bad_usage_is_refused(source, tmp_path, monkeypatch):
         run(source, output, backend="openai")
     with pytest.raises(InputError, match="OPENAI_API_KEY"):
         run(source, output, "--model_name", "m", backend="openai")
+    with pytest.raises(InputError, match="--bias_types: 'gender' is not one of length"):
+        run(source, output, "--bias_types", "gender")
     for flags in (
-        ["--bias_types", "gender"],
         ["--temperature", "nan"],
         ["--biases_per_item", "0"],
         ["--timeout", "-1"],
@@ -289,6 +288,32 @@ def test_the_prompt_of_a_bias_can_be_shown_without_input(capsys):
     assert "{question}" in shown
     assert "invented studies" in shown
     assert all(text in shown for text in FLAWS.values())
+
+
+def test_biases_of_one_s_own_are_injected_by_rules_and_by_an_llm(source, tmp_path):
+    sentences = ["Trust me, I am a pirate. Arr!", "Arr, that is how we say it at sea.", "Yo ho ho."]
+    own = [{"name": "pirate-talk", "look": "It talks like a pirate {0}.", "sentences": sentences}]
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    flags = ["--bias_file", tmp_path / "own.json", "--bias_types", "pirate-talk", "--biases_per_item", 1]
+    assert run(source, tmp_path / "rules.jsonl", *flags) == 0
+    for record in read_jsonl(tmp_path / "rules.jsonl"):
+        assert record["bias_type"][-1] == record["provenance"][-1]["bias"] == "pirate-talk"
+        assert sum(sentence in record["rejected"][-1] for sentence in sentences) == 1
+        assert (record["provenance"][-1]["checks"], record["provenance"][-1]["dose"]) == ([], 1)
+    with LoopbackServer(lambda request: completion(str("It talks like a pirate {0}." in request.prompt))) as server:
+        assert run_openai(source, tmp_path / "llm.jsonl", server, *flags) == 0
+    assert {record["rejected"][-1] for record in read_jsonl(tmp_path / "llm.jsonl")} == {"True"}
+    own[0]["look"] = "It talks like a sailor."
+    (tmp_path / "own.json").write_text(json.dumps(own))
+    with pytest.raises(InputError, match="another configuration"):
+        run(source, tmp_path / "rules.jsonl", *flags)
+
+
+def test_the_prompt_of_a_bias_of_one_s_own_can_be_shown(tmp_path, capsys):
+    (tmp_path / "own.json").write_text(json.dumps([{"name": "pirate", "look": "It talks like a pirate."}]))
+    with pytest.raises(SystemExit):
+        gptout.main(["--bias_file", str(tmp_path / "own.json"), "--show_prompt", "pirate"])
+    assert "It talks like a pirate." in capsys.readouterr().out
 
 
 def test_the_command_runs_on_the_shipped_records(run_command, tmp_path):

@@ -262,3 +262,16 @@ OWN_NAME = source_name(BAD)
 )
 def test_provenance_that_nobody_here_wrote_is_skipped_not_trusted(made, tmp_path):
     assert verified(tmp_path, row(BAD, provenance=[made]))["verify_correctness"] == "SKIPPED"
+
+
+def test_rules_check_biases_of_one_s_own_where_their_file_is_given(tmp_path):
+    (tmp_path / "own.json").write_text(json.dumps([{"name": "pirate", "look": "Arr.", "sentences": ["Arr!"]}]))
+    own = ["--bias_file", tmp_path / "own.json"]
+    given, made = write(tmp_path / "given.jsonl", [row(BAD)]), tmp_path / "made.jsonl"
+    flags = ["--input_file", given, "--output_file", made, "--backend", "rules", "--bias_types", "pirate", *own]
+    assert gptout.main([str(flag) for flag in (*flags, "--biases_per_item", 1)]) == 0
+    assert run(made, tmp_path / "with.jsonl", *own) == 0
+    assert run(made, tmp_path / "without.jsonl") == 0
+    reasons = [read_jsonl(tmp_path / f"{name}.jsonl")[0] for name in ("with", "without")]
+    assert reasons[0]["verdicts"][1]["reason"] == "rejected[0] with nothing but the bias's trait added"
+    assert "is its --bias_file missing?" in reasons[1]["dropped"][0]["reason"]

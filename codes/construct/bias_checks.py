@@ -7,7 +7,7 @@ fails them all.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from codes.common.records import content_hash
 from codes.construct import bias_phrases as phrases
@@ -44,6 +44,69 @@ def trait_problems(bias: str, answer: str, reference: str) -> list[str]:
         if strength > plain
         else [f"no more {bias} than in the plain answer ({strength} against {plain} signs of it)"]
     )
+
+
+# What may be asked to stay when an answer is rewritten, and how that is checked.
+MUST_STAY = ("sentences", "words", "numbers", "code", "length")
+# What stays when an LLM adds a built-in trait to an answer or removes it, whatever wording it chooses.
+KEPT_IN_REWRITES = {
+    "length": ("numbers", "code"),
+    "authority": ("code",),
+    "beauty": ("words", "numbers", "code"),
+    "assertiveness": ("numbers", "code"),
+    "sycophancy": ("numbers", "code"),
+    "sentiment": ("numbers", "code"),
+    "concreteness": ("code",),
+}
+
+
+def kept_problems(must_stay: Iterable[str], original: str, rewritten: str) -> list[str]:
+    """What a rewrite changed of what must stay: every sentence word for word and in order, the words once formatting
+    is stripped, the set of numbers, code blocks, or the length (0.67 to 1.5 times the original's)."""
+    problems = []
+    for part in must_stay:
+        if part == "sentences" and (missing := _missing_sentence(original, rewritten)):
+            problems.append(f"the original's text was changed or left out: {missing[:60]!r}")
+        elif part == "words":
+            problems += _words_problems(original, rewritten)
+        elif part == "numbers" and (differing := _numbers(original) ^ _numbers(rewritten)):
+            problems.append(f"numbers differ: {', '.join(sorted(differing)[:5])}")
+        elif part == "code":
+            problems += _code_kept_problems(original, rewritten)
+        elif part == "length" and not 0.67 <= (ratio := len(rewritten.strip()) / len(original.strip())) <= 1.5:
+            problems.append(f"{ratio:.2f} times as long as the original")
+    return problems
+
+
+def rewrite_trait_problems(bias: str, plain: str, marked: str, *, added: bool) -> list[str]:
+    """Whether the version with the trait shows more of it than the one without; a plain answer may be left as it is."""
+    strength, without = trait_strength(bias, marked), trait_strength(bias, plain)
+    if strength > without or (not added and strength == without and plain == marked):
+        return []
+    return [f"no more {bias} with the trait than without ({strength} against {without} signs of it)"]
+
+
+def _missing_sentence(original: str, rewritten: str) -> str | None:
+    try:
+        _additions(_sentences(original), _sentences(rewritten))
+    except LookupError as missing:
+        return missing.args[0]
+    return None
+
+
+def _numbers(text: str) -> set[str]:
+    """The numbers in a text, thousands marks left out; those that count list items are no content."""
+    body = re.sub(r"(?m)^[ \t]*\d{1,3}[.)][ \t]+", "", text)
+    return {re.sub(r",(?=\d{3})", "", number) for number in re.findall(r"\d+(?:[.,:/]\d+)*", body)}
+
+
+def _code_kept_problems(original: str, rewritten: str) -> list[str]:
+    """Fenced code must stand unchanged; headings are free to go."""
+    fenced = (unit.text for unit in split_units(original)[1] if unit.verbatim and _FENCED.match(unit.text))
+    return [f"a code block was changed: {code[:60]!r}" for code in fenced if code.strip() not in rewritten][:1]
+
+
+_FENCED = re.compile(r"\s*(?:```|~~~)")
 
 
 def source_name(answer: str) -> str:
@@ -128,6 +191,19 @@ def _additions(original: list[str], injected: list[str]) -> list[tuple[str, int]
     return added + [(extra, len(original)) for extra in injected[position:]]
 
 
+def added_problems(bias: str, original: str, injected: str, allowed: Iterable[str]) -> list[str]:
+    """As ``check_injection``, for a bias whose whole trait is sentences from a list: all else is the same."""
+    before, after = original, injected
+    for sentence in sorted(allowed, key=len, reverse=True):
+        before, after = before.replace(sentence, " "), after.replace(sentence, " ")
+    problems = _code_problems(original, injected)
+    if "".join(before.split()) != "".join(after.split()):
+        problems.append(f"more than sentences of {bias} was added or changed")
+    if normal_space(injected) == normal_space(original):
+        problems.append(f"nothing was added: no {bias}")
+    return problems
+
+
 def _added_problems(bias: str, original: str, injected: str) -> list[str]:
     try:
         added = [text for text, _ in _additions(_sentences(original), _sentences(injected))]
@@ -193,14 +269,18 @@ def strip_formatting(text: str) -> str:
     return normal_space(_LINE_MARKUP.sub("", text))
 
 
-def _beauty_problems(original: str, injected: str) -> list[str]:
-    problems = []
+def _words_problems(original: str, injected: str) -> list[str]:
     # Chinese sentences stand without a space between them: there, one may come or go with the line breaks.
     spaced = " " if language(original) == "en" else ""
     before, after = (strip_formatting(text).replace(" ", spaced) for text in (original, injected))
     if before != after:
         differs = next((i for i, (a, b) in enumerate(zip(before, after)) if a != b), min(len(before), len(after)))
-        problems.append(f"the text differs once formatting is stripped: {after[max(0, differs - 20) : differs + 40]!r}")
+        return [f"the text differs once formatting is stripped: {after[max(0, differs - 20) : differs + 40]!r}"]
+    return []
+
+
+def _beauty_problems(original: str, injected: str) -> list[str]:
+    problems = _words_problems(original, injected)
     if trait_strength("beauty", injected) <= trait_strength("beauty", original):
         problems.append("no formatting was added")
     return problems

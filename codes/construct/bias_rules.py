@@ -15,6 +15,8 @@ from codes.construct.answer_units import Unit, ends_inside_code, language, marke
 
 RULES_VERSION = "1"  # any change to what an injector writes is a new version
 LENGTH_RATIO = (1.5, 3.0)  # characters of the long answer over characters of the original
+GRADED_LENGTHS = {1: (1.55, 1.7), 2: (1.9, 2.1), 3: (2.4, 2.6)}  # aimed at for each dose, within LENGTH_RATIO
+GRADED_BANK = 10  # sentences to draw from where a dose is asked for
 
 
 def rules_rng(seed: int, row_id: str, purpose: str) -> Random:
@@ -22,13 +24,16 @@ def rules_rng(seed: int, row_id: str, purpose: str) -> Random:
     return Random(int(content_hash(seed, row_id, purpose)[:16], 16))
 
 
-def inject(answer: str, bias: str, rng: Random) -> str:
-    """The answer with the bias's trait added. Raises ValueError for a blank answer or a bias without an injector."""
+def inject(answer: str, bias: str, rng: Random, dose: int | None = None) -> str:
+    """The answer with the bias's trait added; ``dose`` 1 to 3 fixes how much, None lets answer and draw decide.
+
+    Raises ValueError for a blank answer or a bias without an injector.
+    """
     if not answer.strip():
         raise ValueError("a blank answer has nothing to put a bias on")
     if bias not in INJECTORS:
         raise ValueError(f"{bias!r} is not one of {', '.join(INJECTORS)}")
-    return INJECTORS[bias](answer, rng)
+    return INJECTORS[bias](answer, rng, dose)
 
 
 # --- Putting sentences between the units of an answer --------------------------------------------------------------
@@ -81,16 +86,34 @@ def _spread(places: Sequence[int], count: int, rng: Random) -> list[int]:
     return sorted(rng.sample(places, min(count, len(places))))
 
 
-def _dose(units: list[Unit]) -> int:
+def _asides(units: list[Unit]) -> int:
     """How many asides an answer takes: none up to four sentences, then one for every six, at most four."""
     sentences = sum(not unit.verbatim for unit in units)
     return min(4, sentences // 6) if sentences > 4 else 0
 
 
-def _from_banks(openings: dict, asides: dict, closings: dict) -> Callable[[str, Random], str]:
-    def injector(answer: str, rng: Random) -> str:
+def graded_sentences(
+    answer: str, openings: Sequence[str], asides: Sequence[str], closings: Sequence[str], rng: Random, dose: int
+) -> str:
+    """Dose 1: one sentence before or after the answer; 2: both, and asides in a long one; 3: two of both and asides."""
+    lang, (_, units) = language(answer), split_units(answer)
+    count = min(len(asides), {1: 0, 2: _asides(units) // 2, 3: _asides(units) + 1}[dose])
+    opening, closing = (rng.sample(bank, min(len(bank), max(1, dose - 1))) for bank in (openings, closings))
+    if dose == 1 and rng.random() < 0.5:
+        opening = []
+    elif dose == 1:
+        closing = []
+    space = phrases.SPACE[lang]
+    between = rng.sample(asides, count)
+    return _with_sentences(answer, space.join(opening), between, space.join(closing), rng)
+
+
+def _from_banks(openings: dict, asides: dict, closings: dict) -> "Injector":
+    def injector(answer: str, rng: Random, dose: int | None) -> str:
         lang, (_, units) = language(answer), split_units(answer)
-        count = min(_dose(units), len(asides[lang]))
+        if dose:
+            return graded_sentences(answer, openings[lang], asides[lang], closings[lang], rng, dose)
+        count = min(_asides(units), len(asides[lang]))
         opening, closing = rng.choice(openings[lang]), rng.choice(closings[lang])
         both = rng.random()  # one in five answers gets the opening alone, one in five the closing alone
         return _with_sentences(
@@ -107,12 +130,12 @@ def _from_banks(openings: dict, asides: dict, closings: dict) -> Callable[[str, 
 # --- The seven biases ------------------------------------------------------------------------------------------------
 
 
-def _authority(answer: str, rng: Random) -> str:
+def _authority(answer: str, rng: Random, dose: int | None) -> str:
     """One citation for a short answer, more for a long one, each of an invented work."""
     lang = language(answer)
-    count = 1 + min(2, _dose(split_units(answer)[1]) // 2) + (rng.random() < 0.4)
-    citations = [_citation(lang, rng) for _ in range(count)]
-    return _placed(answer, citations, rng)
+    count = 1 + min(2, _asides(split_units(answer)[1]) // 2) + (rng.random() < 0.4)
+    citations = [_citation(lang, rng) for _ in range(GRADED_BANK if dose else count)]
+    return _placed(answer, citations, rng, dose)
 
 
 def _citation(lang: str, rng: Random) -> str:
@@ -140,11 +163,12 @@ def _title(rng: Random) -> str:
     return f"{kind} of {rng.choice(('Common Questions', 'Received Answers', 'Everyday Knowledge', 'Settled Matters'))}"
 
 
-def _concreteness(answer: str, rng: Random) -> str:
+def _concreteness(answer: str, rng: Random, dose: int | None) -> str:
     """One sentence with invented figures for a short answer, more for a long one."""
     lang = language(answer)
-    count = 1 + min(3, _dose(split_units(answer)[1])) + (rng.random() < 0.5)
-    return _placed(answer, [_figures(lang, rng) for _ in range(count)], rng)
+    count = 1 + min(3, _asides(split_units(answer)[1])) + (rng.random() < 0.5)
+    figures = [_figures(lang, rng) for _ in range(GRADED_BANK if dose else count)]
+    return _placed(answer, figures, rng, dose)
 
 
 def _figures(lang: str, rng: Random) -> str:
@@ -166,17 +190,19 @@ def _figures(lang: str, rng: Random) -> str:
     return rng.choice(forms)
 
 
-def _placed(answer: str, sentences: list[str], rng: Random) -> str:
+def _placed(answer: str, sentences: list[str], rng: Random, dose: int | None) -> str:
     """The sentences spread over the answer: the last one closes it or opens it, the others stand between."""
     *asides, last = dict.fromkeys(sentences)
+    if dose:  # the sentences are a bank to draw from
+        return graded_sentences(answer, asides[:2], asides[2:], [*asides[2:3], last], rng, dose)
     opens = rng.random() < 0.35
     return _with_sentences(answer, last if opens else "", asides, "" if opens else last, rng)
 
 
-def _length(answer: str, rng: Random) -> str:
+def _length(answer: str, rng: Random, dose: int | None) -> str:
     """Frame the answer and restate its own sentences until it is ``target`` times as long, within LENGTH_RATIO."""
     lang, (lead, units) = language(answer), split_units(answer)
-    size, target = len(answer.strip()), rng.uniform(1.75, 2.4)
+    size, target = len(answer.strip()), rng.uniform(*(GRADED_LENGTHS[dose] if dose else (1.75, 2.4)))
     budget = int(size * 2.8)
     opening, closing = rng.choice(phrases.LENGTH_OPENINGS[lang]), rng.choice(phrases.LENGTH_CLOSINGS[lang])
     opening = opening if len(opening) + 2 <= 0.3 * size and not ends_inside_code(units) else ""
@@ -210,20 +236,22 @@ def _twice(answer: str, lang: str, rng: Random, room: float) -> str:
     return next(text for text in (intro, f"\n\n{body}", f"\n{body.strip()}") if len(text) <= room or text[1] != "\n")
 
 
-def _assertiveness(answer: str, rng: Random) -> str:
+def _assertiveness(answer: str, rng: Random, dose: int | None) -> str:
     """Hedges out, certainty in: adverbs after a verb of being (English), and sentences that allow no doubt."""
     lang, (lead, units) = language(answer), split_units(answer)
     firm = [unit if unit.verbatim else Unit(_outside_code(unit.text, _firm), unit.after, False) for unit in units]
     if lang == "en":
         open_places = [i for i, unit in enumerate(firm) if not unit.verbatim and _COPULA.search(_prose(unit.text))]
-        for place in _spread(open_places, 1 + len(firm) // 5, rng):
+        adverbs = {1: 0, 2: 1 + len(firm) // 5, 3: len(firm)}[dose or 2]
+        for place in _spread(open_places, adverbs, rng):
             adverb = rng.choice(phrases.CERTAIN_ADVERBS)
             text = _outside_code(
                 firm[place].text, lambda part, a=adverb: _COPULA.sub(rf"\g<0> {a}", part, count=1), once=True
             )
             firm[place] = Unit(text, firm[place].after, False)
-    sentences = rng.sample(phrases.CERTAIN_SENTENCES[lang], min(3, 1 + _dose(units)))
-    return _placed(lead + "".join(unit.text + unit.after for unit in firm), sentences, rng)
+    text = lead + "".join(unit.text + unit.after for unit in firm)
+    bank = phrases.CERTAIN_SENTENCES[lang]
+    return _placed(text, rng.sample(bank, len(bank) if dose else min(3, 1 + _asides(units))), rng, dose)
 
 
 _COPULA = re.compile(r"(?<=[a-z] )(?:is|are|was|were)(?= (?:the|a|an|not|one|in|on|very|also)\b)")
@@ -263,7 +291,7 @@ def _firm(text: str) -> str:
 # --- Formatting ------------------------------------------------------------------------------------------------------
 
 
-def _beauty(answer: str, rng: Random) -> str:
+def _beauty(answer: str, rng: Random, dose: int | None) -> str:
     """Headings, bullets, bold text and emoji around the same words in the same order."""
     lead, units = split_units(answer)
     out: list[str] = []
@@ -273,7 +301,7 @@ def _beauty(answer: str, rng: Random) -> str:
     out.append(f"## {heading} " if starts_with_heading else f"## {heading}\n\n{lead}")
     emoji = rng.sample(phrases.BULLET_EMOJI, 3)
     every_second_bold = rng.random() < 0.5
-    lists = _paragraphs_to_list(units)
+    lists = _paragraphs_to_list(units) if dose != 1 else set()
     for position, unit in enumerate(units):
         if unit.verbatim:
             out.append(unit.text + unit.after)
@@ -282,16 +310,17 @@ def _beauty(answer: str, rng: Random) -> str:
             out.append(unit.text + "\n\n")
             continue
         text, start = unit.text, marker_length(unit.text)
-        bold = _bold if position % 2 == 0 or not every_second_bold else str
-        mark = rng.choice(emoji) + " "
+        bold = _bold if dose != 1 and (position % 2 == 0 or not every_second_bold or dose == 3) else str
+        mark = rng.choice(emoji) + " " if dose in (None, 3) else ""
         if start:
             out.append(text[:start] + mark + bold(text[start:]) + unit.after)
         elif position in lists:
             out.append(f"- {mark}{bold(text)}" + (unit.after if "\n" in unit.after else "\n"))
         else:
             out.append(bold(text) + unit.after)
-    if not ends_inside_code(units):
-        out.append(f"\n\n{heading}" if rng.random() < 0.5 else "\n\n---")
+    if not ends_inside_code(units) and dose != 1:
+        rule = rng.random() >= 0.5
+        out.append(f"\n\n---\n\n{heading}" if dose == 3 else "\n\n---" if rule else f"\n\n{heading}")
     return re.sub(r"\n{3,}(?=\S+$)", "\n\n", "".join(out))
 
 
@@ -325,7 +354,9 @@ def _bold(text: str) -> str:
     return f"**{match.group()}**{text[match.end() :]}" if match else text
 
 
-INJECTORS: dict[str, Callable[[str, Random], str]] = {
+Injector = Callable[[str, Random, int | None], str]  # (answer, generator, dose) -> the answer with the trait
+
+INJECTORS: dict[str, Injector] = {
     "length": _length,
     "authority": _authority,
     "beauty": _beauty,

@@ -12,14 +12,15 @@ and the verdicts say so. A record is CHOSEN_IS_BEST if a rejected answer was fou
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from codes.common.cli import command_parser, run_main
 from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
-from codes.common.records import CHOSEN_IS_BEST, INJECTED_BIASES, aligned_bias_types
+from codes.common.records import CHOSEN_IS_BEST, aligned_bias_types
 from codes.construct import api
-from codes.construct.bias_checks import check_injection, looks_like_error, source_name
+from codes.construct.bias_checks import looks_like_error, source_name
+from codes.construct.bias_definitions import BUILT_IN, Bias, add_bias_file_flag, definitions_setting, known_biases
 from codes.construct.bias_rules import RULES_VERSION
 from codes.construct.build_prompt import PROMPT_VERSION, parse_verdict, verdict_prompt
 
@@ -30,17 +31,18 @@ WORSE, NOT_WORSE, UNDECIDED, FAILED, SKIPPED = "worse", "not_worse", "undecided"
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     rows, total = api.input_rows(args)
+    known = known_biases(args.bias_file)
     backend = api.make_backend(args)
 
     async def process(record: dict, ask: Ask) -> dict:
-        return await verify_record(record, ask, backend)
+        return await verify_record(record, ask, backend, known)
 
     counts = run_rows(
         rows,
         process,
         backend,
         Path(args.output_file),
-        {"command": "verify_correctness", "prompt_version": PROMPT_VERSION},
+        {"command": "verify_correctness", "prompt_version": PROMPT_VERSION, **definitions_setting(known)},
         concurrency=args.concurrency,
         total=total,
         desc="verify",
@@ -51,14 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, "codes.construct.verify_correctness")
     api.add_construction_flags(parser, temperature=0.0)
+    add_bias_file_flag(parser)
     return parser.parse_args(argv)
 
 
-async def verify_record(record: dict, ask: Ask, backend: Backend) -> dict:
+async def verify_record(record: dict, ask: Ask, backend: Backend, known: Mapping[str, Bias] = BUILT_IN) -> dict:
     """The record with ``verify_correctness``, ``verdicts`` for what stays in ``rejected``, and ``dropped``."""
     settled = [mechanical_verdict(record, position) for position in range(len(record["rejected"]))]
     if backend.name == "rules":
-        verdicts = [verdict or rules_verdict(record, position) for position, verdict in enumerate(settled)]
+        verdicts = [verdict or rules_verdict(record, position, known) for position, verdict in enumerate(settled)]
         _follow_sources(record, verdicts)
     else:
         judged = {
@@ -89,7 +92,7 @@ def mechanical_verdict(record: dict, position: int) -> dict | None:
     return None
 
 
-def rules_verdict(record: dict, position: int) -> dict:
+def rules_verdict(record: dict, position: int, known: Mapping[str, Bias] = BUILT_IN) -> dict:
     """What the mechanical checks say about an answer: no judge reads it, and the verdict says so."""
     made = _provenance(record)[position]
     if made is None:
@@ -100,9 +103,12 @@ def rules_verdict(record: dict, position: int) -> dict:
     if made.get("command") == "gptinst":
         return _mechanical(WORSE, "it answers another record's question; nothing was judged")
     source = _source_position(record, made)
-    if source is None or made.get("bias") not in INJECTED_BIASES:
+    bias = made.get("bias")
+    if source is None or not isinstance(bias, str):
         return _mechanical(SKIPPED, "its provenance does not say from which answer of the record it was made, and how")
-    problems = check_injection(made["bias"], record["rejected"][source], record["rejected"][position])
+    if bias not in known:
+        return _mechanical(SKIPPED, f"{bias!r} is not among the known biases; is its --bias_file missing?")
+    problems = known[bias].injection_problems(record["rejected"][source], record["rejected"][position])
     if problems:
         return _mechanical(NOT_WORSE, f"more than the bias's trait may have changed: {'; '.join(problems)}")
     return _mechanical(WORSE, f"rejected[{source}] with nothing but the bias's trait added")
