@@ -340,3 +340,39 @@ def test_a_model_runs_over_part_of_the_real_files(evaluate, shared_data, tmp_pat
     summary = read_json(evaluate("all", tmp_path / "data") / "all_biases_summary_m.json")
     assert summary["average_across_all_biases"]["total_records_evaluated"] == 18
     assert summary["refinement-aware"]["total_records_evaluated"] == 3
+
+
+def test_biases_of_one_s_own_are_evaluated_and_listed_and_count_in_no_average_unless_asked(
+    sample_data, evaluate, capsys
+):
+    plain = evaluate("all", sample_data, "--scorer", "length", output="plain")
+    average = read_json(plain / "all_biases_summary_m.json")["average_across_all_biases"]
+    assert average["biases_averaged"] == ["length", "beauty"]
+    write_rows(sample_data / "pirate-talk_bias.jsonl", [pair(), pair("Why?")])
+    write_rows(sample_data / "Bad_name_bias.jsonl", [{"other": "data"}])
+    own = read_json(evaluate("all", sample_data, "--scorer", "length", output="own") / "all_biases_summary_m.json")
+    printed = capsys.readouterr().out
+    assert set(own) == {"length", "beauty", "other_biases", "average_across_all_biases"}
+    assert list(own["other_biases"]) == ["pirate-talk"]
+    assert own["other_biases"]["pirate-talk"]["counts"]["flipped"] == 2
+    reason = own["average_across_all_biases"]["skipped"].pop("Bad_name")
+    assert "lower-case" in reason
+    assert own["average_across_all_biases"] == average
+    assert printed.rindex("pirate-talk") > printed.rindex("all (pooled)")
+    folder = evaluate("all", sample_data, "--scorer", "length", "--average_other_biases", output="asked")
+    asked = read_json(folder / "all_biases_summary_m.json")["average_across_all_biases"]
+    assert asked["biases_averaged"] == ["length", "beauty", "pirate-talk"]
+    assert asked["total_records_evaluated"] == average["total_records_evaluated"] + 2
+
+
+def test_one_bias_of_one_s_own_is_evaluated_by_its_name(sample_data, evaluate, tmp_path):
+    write_rows(sample_data / "pirate-talk_bias.jsonl", [pair(), pair("Why?")])
+    folder = evaluate("pirate-talk", sample_data, "--scorer", "length")
+    assert read_json(folder / "pirate-talk_summary_m.json")["bias_sensitivity_rate"] == 1
+    with pytest.raises(InputError, match=r"has no absent_bias\.jsonl"):
+        evaluate("absent", sample_data, "--scorer", "length")
+    for name in ("../data/pirate-talk", "Pirate", "gptinst", ""):
+        with pytest.raises(InputError, match="is not one of"):
+            evaluate(name, sample_data, "--scorer", "length")
+    with pytest.raises(InputError, match="another configuration"):
+        evaluate("length", sample_data, "--scorer", "random")

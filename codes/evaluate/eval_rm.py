@@ -5,7 +5,9 @@
 
 Each row of DATA_DIR/<bias>_bias.jsonl is scored as two original and two rewritten answers; every distinct conversation
 is scored once. Results go to OUTPUT_DIR/<name>: <bias>_<name>.jsonl (rows with scores), <bias>_summary_<name>.json, and
-with `all` all_biases_summary_<name>.json.
+with `all` all_biases_summary_<name>.json. BIAS may be one of your own: any name with a file in DATA_DIR. `all`
+evaluates these too and lists them under `other_biases`; the averages stay those of the built-in biases, so that they
+mean the same in every folder, unless --average_other_biases is given.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from codes.common.records import (
     EVALUATED_BIASES,
     REFINEMENT_BIAS,
     InputError,
+    bias_name_problem,
     check_eval_record,
     file_sha256,
     read_jsonl,
@@ -93,6 +96,11 @@ class ResultFiles:
     def summary(self, bias: str) -> Path:
         return self.folder / f"{bias}_summary_{self.name}.json"
 
+    def all_rows(self) -> list[Path]:
+        """The files of the built-in biases, there or not, and those of others that are there."""
+        found = (path.name.removesuffix(f"_{self.name}.jsonl") for path in self.folder.glob(f"*_{self.name}.jsonl"))
+        return [self.rows(b) for b in (*EVALUATED_BIASES, *(b for b in sorted(found) if not bias_name_problem(b)))]
+
     @property
     def all_biases(self) -> Path:
         return self.folder / f"all_biases_summary_{self.name}.json"
@@ -125,24 +133,32 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(files.summary(part.bias), summaries[part.bias])
     average = None
     if args.bias == ALL and summaries:
-        average = _average(data, outcomes, skipped, scorer, args.seed)
+        averaged = [part for part in data if part.bias in EVALUATED_BIASES or args.average_other_biases]
+        average = _average(averaged, outcomes, skipped, scorer, args.seed)
         write_run_info(files.all_biases, scorer.identity, model=_model_reference(args), **scorer.facts)
-        write_json(files.all_biases, {**summaries, "average_across_all_biases": average})
+        write_json(files.all_biases, all_biases_summary(summaries, average))
     _print_results(name, summaries, average, skipped, files.folder)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, "codes.evaluate.eval_rm")
-    parser.add_argument("bias", metavar="BIAS", help=f"one of {', '.join(EVALUATED_BIASES)}, or all")
+    parser.add_argument("bias", metavar="BIAS", help=f"one of {', '.join(EVALUATED_BIASES)}, all, or your own")
     parser.add_argument("--data_dir", default="data/eval", help="folder with <bias>_bias.jsonl files")
     parser.add_argument(
         "--refinement_request", default=REFINEMENT_REQUEST, help="the user turn that asks for a polished answer"
     )
+    parser.add_argument(
+        "--average_other_biases",
+        action="store_true",
+        help="let the averages of `all` count biases of your own like the built-in ones",
+    )
     add_result_flags(parser)
     add_scorer_flags(parser)
     args = parser.parse_args(argv)
-    if args.bias != ALL and args.bias not in EVALUATED_BIASES:
-        raise InputError(f"BIAS {args.bias!r}: is not one of {', '.join(EVALUATED_BIASES)}, all")
+    if args.bias not in (ALL, *EVALUATED_BIASES) and (problem := bias_name_problem(args.bias)):
+        raise InputError(
+            f"BIAS {args.bias!r}: is not one of {', '.join(EVALUATED_BIASES)}, all; as your own it {problem}"
+        )
     if not args.refinement_request.strip():
         raise InputError("--refinement_request: is empty")
     return args
@@ -153,16 +169,30 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _available_biases(args: argparse.Namespace) -> tuple[list[str], dict[str, str]]:
     """The biases to evaluate, and why each of the others is skipped."""
-    folder, wanted = Path(args.data_dir), EVALUATED_BIASES if args.bias == ALL else (args.bias,)
+    folder, wanted = Path(args.data_dir), (args.bias,)
+    misnamed = {}
+    if args.bias == ALL:
+        others, misnamed = other_biases(folder)
+        wanted = (*EVALUATED_BIASES, *others)
     present = [bias for bias in wanted if _bias_file(folder, bias).is_file()]
     if not present:
         what = "has no <bias>_bias.jsonl file" if args.bias == ALL else f"has no {args.bias}_bias.jsonl"
+        if args.bias not in (ALL, *EVALUATED_BIASES):
+            raise InputError(f"BIAS {args.bias!r}: is not one of {', '.join(EVALUATED_BIASES)}, and {folder} {what}")
         raise InputError(f"--data_dir {folder}: {what}")
-    skipped = {bias: f"{_bias_file(folder, bias).name} is absent" for bias in wanted if bias not in present}
+    skipped = {bias: f"{_bias_file(folder, bias).name} is absent" for bias in wanted if bias not in present} | misnamed
     if args.scorer != "model" and REFINEMENT_BIAS in present:
         present.remove(REFINEMENT_BIAS)
         skipped[REFINEMENT_BIAS] = NO_LOGIT
     return present, skipped
+
+
+def other_biases(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The biases beyond the built-in ones that have a file in the folder, and those whose names cannot be used."""
+    named = sorted(path.name.removesuffix("_bias.jsonl") for path in folder.glob("*_bias.jsonl") if path.is_file())
+    problems = {name: bias_name_problem(name) for name in named if name not in EVALUATED_BIASES}
+    usable = [name for name, problem in problems.items() if problem is None]
+    return usable, {name: f"its file's name {problem}" for name, problem in problems.items() if problem}
 
 
 def _bias_file(folder: Path, bias: str) -> Path:
@@ -229,13 +259,22 @@ def evaluate_bias(
     return rows, figures, outcome
 
 
+def all_biases_summary(summaries: dict[str, dict], average: dict | None) -> dict:
+    """Built-in bias -> its summary, the averages, and ``other_biases`` with the others' summaries, if there are any."""
+    others = {bias: summary for bias, summary in summaries.items() if bias not in EVALUATED_BIASES}
+    built_in = {bias: summary for bias, summary in summaries.items() if bias in EVALUATED_BIASES}
+    listed = {"other_biases": others} if others else {}
+    return {**built_in, **listed, "average_across_all_biases": average}
+
+
 def _average(
     data: list[BiasData], outcomes: dict[str, PairOutcomes], skipped: dict[str, str], scorer: Scorer, seed: int
 ) -> dict | None:
-    """The summary over all pairwise biases; null where refinement-aware was the only one."""
+    """The summary over all pairwise biases in ``data``; null where there is none."""
+    outcomes = {part.bias: outcomes[part.bias] for part in data if part.bias in outcomes}
     if not outcomes:
         return None
-    average = average_summary(outcomes, seed=seed)
+    average = {"biases_averaged": list(outcomes), **average_summary(outcomes, seed=seed)}
     if scorer.identity["scorer"] != "length":
         baselines = {part.bias: length_outcomes(part.rows) for part in data if part.bias in outcomes}
         average["length_baseline"] = average_summary(baselines, seed=seed)
@@ -253,7 +292,7 @@ def _configuration(part: BiasData, scorer: Scorer, args: argparse.Namespace) -> 
 def _refuse_other_results(files: ResultFiles, scorer: Scorer, configurations: dict[str, dict]) -> None:
     for bias, configuration in configurations.items():
         refuse_other_results([files.rows(bias), files.summary(bias)], configuration)
-    refuse_other_scorer([*map(files.rows, EVALUATED_BIASES), files.all_biases], scorer.identity)
+    refuse_other_scorer([*files.all_rows(), files.all_biases], scorer.identity)
 
 
 def _provenance(part: BiasData, scores: Scores, scorer: Scorer) -> dict:
@@ -270,7 +309,8 @@ def _model_reference(args: argparse.Namespace) -> str | None:
 
 def _print_results(name: str, summaries: dict, average: dict | None, skipped: dict[str, str], folder: Path) -> None:
     pairwise = {bias: summary for bias, summary in summaries.items() if bias != REFINEMENT_BIAS}
-    table = [_table_row(bias, summary, summary) for bias, summary in pairwise.items()]
+    averaged = pairwise if average is None else average["biases_averaged"]
+    table = [_table_row(bias, summary, summary) for bias, summary in pairwise.items() if bias in averaged]
     if average is not None:
         renamed = {
             key: average[key]
@@ -279,6 +319,7 @@ def _print_results(name: str, summaries: dict, average: dict | None, skipped: di
         renamed["original_pair_accuracy"] = average["average_original_pair_accuracy"]
         renamed["biased_pair_accuracy"] = average["average_biased_pair_accuracy"]
         table.append(_table_row("all (pooled)", renamed, average))
+    table += [_table_row(bias, summary, summary) for bias, summary in pairwise.items() if bias not in averaged]
     if table:
         print(f"{name}: accuracy on original and on biased pairs, bias sensitivity rate (BSR) with 95% interval")
         print(aligned_table(("bias", "rows", "original", "biased", "BSR", "robust", "ties", "BSR of length"), table))
