@@ -58,6 +58,11 @@ class RateControl:
         self._requests = Budget(requests_per_minute, clock) if requests_per_minute else None
         self._tokens = Budget(tokens_per_minute, clock) if tokens_per_minute else None
 
+    @property
+    def paused(self) -> bool:
+        """Whether the server has asked for a pause that is not over."""
+        return self._paused_until > self._clock()
+
     def wait(self, tokens: int = 0) -> float:
         """Seconds until a call of ``tokens`` tokens may start: 0 for now, infinity for when another has ended."""
         if self.in_flight >= int(self.limit):

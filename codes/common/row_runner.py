@@ -16,10 +16,12 @@ from codes.common.cli import progress
 from codes.common.journal import Journal
 from codes.common.records import InputError, content_hash, replace_file, to_json
 from codes.common.run_info import redact, write_run_info
+from codes.common.spending import Spending
 
 if TYPE_CHECKING:
     from codes.common.llm import Backend
 
+BATCH = "batch"  # the key of a batch's own records in a journal
 GRACE = 10.0  # seconds that a stopped run waits for answers already paid for
 
 
@@ -44,6 +46,19 @@ Process = Callable[[dict, Ask], Awaitable[dict | None]]
 
 
 @dataclass
+class RunOptions:
+    """How a run goes; nothing here shapes an answer.
+
+    ``mode`` is "ask", or a way to look without asking: "estimate" (of what a run would ask) and "status" (of what is
+    done). ``shard`` is "i/n" where the rows are one part of an input.
+    """
+
+    mode: str = "ask"
+    shard: str | None = None
+    spending: Spending = field(default_factory=Spending)
+
+
+@dataclass
 class RunCounts:
     """rows = answered + failed + dropped. ``failed`` rows have at least one failure (and may still be written)."""
 
@@ -55,21 +70,37 @@ class RunCounts:
     prompt_tokens: int = 0  # of all outcomes that the output is built from, failed ones included
     completion_tokens: int = 0
     asked: int = 0  # calls made by this run; the others were in the journal
+    cost: float | None = None  # of everything asked for this output, in all of its runs; None without prices
 
 
 @dataclass
-class _Run:
+class Run:
     """What the rows of one run share."""
 
     backend: "Backend"
-    journal: Journal
-    settings: dict
+    journal: Journal | None = None
     counts: RunCounts = field(default_factory=RunCounts)
     stopping: bool = False
     under_way: dict[tuple[str, str], asyncio.Future] = field(default_factory=dict)
 
+    batches: dict[str, dict] = field(default_factory=dict)  # name -> the journal's latest record of a batch
+
+    def __post_init__(self):
+        self._settings = {"backend": self.backend.name, "model": self.backend.model, **self.backend.settings()}
+
+    def saw(self, record: dict) -> None:
+        """Take in a record that the journal held already."""
+        self.backend.options.spending.count(record)
+        if record["key"] == BATCH:
+            self.batches[record["request"]] = record
+
+    def is_waiting(self, record: dict) -> bool:
+        """Whether a call's record says no more than that it is in a batch, which is not collected yet."""
+        batch = self.batches.get(record.get("batch"))
+        return "answer" not in record and "failure" not in record and batch is not None and "ended" not in batch
+
     def request_hash(self, call: Call) -> str:
-        return content_hash(call.messages, call.task, self.settings)
+        return content_hash(call.messages, call.task, self._settings)
 
 
 def journal_path(output_file: Path) -> Path:
@@ -80,7 +111,13 @@ def failures_path(output_file: Path) -> Path:
     return output_file.with_name(output_file.name + ".failures.jsonl")
 
 
-def run_rows(
+def run_configuration(backend: "Backend", configuration: dict) -> dict:
+    """What a journal belongs to: the backend's settings, the command's ``configuration``, and the shard."""
+    shard = {"shard": backend.options.shard} if backend.options.shard else {}
+    return {"backend": backend.name, "model": backend.model, **backend.settings(), **configuration, **shard}
+
+
+def ask_rows(
     rows: Callable[[], Iterator[dict]],
     process: Process,
     backend: "Backend",
@@ -108,20 +145,20 @@ def run_rows(
         )
     if total is None:
         total = sum(1 for _ in rows())
-    settings = {"backend": backend.name, "model": backend.model, **backend.settings()}
-    configuration = {**settings, **configuration}
-    with Journal(journal_path(output_file), configuration) as journal:
-        run = _Run(backend, journal, settings)
+    configuration = run_configuration(backend, configuration)
+    run = Run(backend)
+    with Journal(journal_path(output_file), configuration, seen=run.saw) as run.journal:
+        if waiting := [name for name, batch in run.batches.items() if "ended" not in batch]:
+            raise InputError(f"{output_file}: {len(waiting)} batches are not collected; run --batch collect first")
         asyncio.run(_ask_all(rows, process, run, concurrency, total, desc))
-        asyncio.run(_write_all(rows, process, run, output_file))
-        write_run_info(output_file, configuration, counts=asdict(run.counts))
+        write_output(rows, process, run, output_file, configuration)
     return run.counts
 
 
 # --- First pass: ask ---------------------------------------------------------------------------------------------
 
 
-async def _ask_all(rows, process: Process, run: _Run, concurrency: int, total: int, desc: str) -> None:
+async def _ask_all(rows, process: Process, run: Run, concurrency: int, total: int, desc: str) -> None:
     with progress(total=total, desc=desc) as bar:
         source = rows()  # shared: each worker takes the next row, so at most ``concurrency`` are in memory
 
@@ -144,7 +181,7 @@ async def _ask_all(rows, process: Process, run: _Run, concurrency: int, total: i
             await run.backend.close()
 
 
-async def _wind_down(workers: list[asyncio.Task], run: _Run) -> None:
+async def _wind_down(workers: list[asyncio.Task], run: Run) -> None:
     """Ask nothing more, give answers that are under way a moment to arrive in the journal, and end the workers."""
     run.stopping = True
     open_workers = [worker for worker in workers if not worker.done()]
@@ -155,7 +192,7 @@ async def _wind_down(workers: list[asyncio.Task], run: _Run) -> None:
     await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _ask_row(row: dict, process: Process, run: _Run) -> None:
+async def _ask_row(row: dict, process: Process, run: Run) -> None:
     ask = _AskBackend(row, run)
     try:
         record = await process(row, ask)
@@ -168,10 +205,10 @@ async def _ask_row(row: dict, process: Process, run: _Run) -> None:
             await asyncio.wait(ask.open_calls)
 
 
-class _RowAsk:
+class RowAsk:
     """The bookkeeping that both passes share."""
 
-    def __init__(self, row: dict, run: _Run):
+    def __init__(self, row: dict, run: Run):
         self.row_id = row["id"]
         self.run = run
         self.failures: list[dict] = []
@@ -183,14 +220,25 @@ class _RowAsk:
     def drop(self, reason: str) -> None:
         self.drop_reason = reason
 
+    def known_outcome(self, call: Call, known: dict, check: Callable[[str], str | None] | None) -> Answer:
+        """The answer in a journal's record. Raises CallFailed where it holds none, or one that ``check`` refuses."""
+        if "answer" not in known:
+            failure = CallFailed(known["failure"], known["detail"])
+        elif (problem := problem_of(known["answer"], check)) is not None:
+            failure = CallFailed("check_failed", problem)
+        else:
+            return answer_in(known)
+        self.fail_call(call, failure)
+        raise failure
+
     def fail_call(self, call: Call, failure: CallFailed) -> None:
         self.failed(call.key.removeprefix(f"{self.row_id}/"), failure.kind, failure.detail)
 
 
-class _AskBackend(_RowAsk):
+class _AskBackend(RowAsk):
     """Asks the journal, then the backend."""
 
-    def __init__(self, row: dict, run: _Run):
+    def __init__(self, row: dict, run: Run):
         super().__init__(row, run)
         self.open_calls: set[asyncio.Task] = set()
         self._row_task = asyncio.current_task()
@@ -202,8 +250,9 @@ class _AskBackend(_RowAsk):
             task.add_done_callback(self.open_calls.discard)
         while (same := self.run.under_way.get((call.key, request))) is not None:
             await asyncio.wait([same])
-        if (known := self.run.journal.find(call.key, request)) is not None and "answer" in known:
-            return _answer(known)
+        known = self.run.journal.find(call.key, request)
+        if known is not None and "answer" in known and problem_of(known["answer"], check) is None:
+            return answer_in(known)
         under_way = self.run.under_way[call.key, request] = asyncio.get_running_loop().create_future()
         try:
             return await self._asked(call, request, check)
@@ -220,13 +269,13 @@ class _AskBackend(_RowAsk):
         self.run.counts.asked += 1
         try:
             answer = await self.run.backend.answer(call)
-            if check is not None and (problem := check(answer.text)) is not None:
+            if (problem := problem_of(answer.text, check)) is not None:
                 raise CallFailed("check_failed", problem, answer.prompt_tokens, answer.completion_tokens)
         except CallFailed as failure:
             outcome = {"failure": failure.kind, "detail": redact(failure.detail)}
-            await self.run.journal.commit(_record(call, request, outcome, failure))
+            await self.run.journal.commit(outcome_record(call, request, outcome, failure))
             raise
-        await self.run.journal.commit(_record(call, request, {"answer": answer.text}, answer))
+        await self.run.journal.commit(outcome_record(call, request, {"answer": answer.text}, answer))
         return answer
 
     async def journal_drop(self) -> None:
@@ -237,7 +286,11 @@ class _AskBackend(_RowAsk):
             await self.run.journal.commit(record)
 
 
-def _record(call: Call, request: str, outcome: dict, tokens: Answer | CallFailed) -> dict:
+def problem_of(text: str, check: Callable[[str], str | None] | None) -> str | None:
+    return None if check is None else check(text)
+
+
+def outcome_record(call: Call, request: str, outcome: dict, tokens: Answer | CallFailed) -> dict:
     return {
         "key": call.key,
         "request": request,
@@ -247,14 +300,14 @@ def _record(call: Call, request: str, outcome: dict, tokens: Answer | CallFailed
     }
 
 
-def _answer(record: dict) -> Answer:
+def answer_in(record: dict) -> Answer:
     return Answer(record["answer"], record["prompt_tokens"], record["completion_tokens"])
 
 
 # --- Second pass: write ------------------------------------------------------------------------------------------
 
 
-class _AskJournal(_RowAsk):
+class AskJournal(RowAsk):
     """Answers from the journal alone."""
 
     async def __call__(self, call: Call, check: Callable[[str], str | None] | None = None) -> Answer:
@@ -263,14 +316,17 @@ class _AskJournal(_RowAsk):
             raise RuntimeError(f"{call.key}: asked in the second pass only; process must depend on its row alone")
         self.run.counts.prompt_tokens += known["prompt_tokens"]
         self.run.counts.completion_tokens += known["completion_tokens"]
-        if "answer" in known:
-            return _answer(known)
-        failure = CallFailed(known["failure"], known["detail"])
-        self.fail_call(call, failure)
-        raise failure
+        return self.known_outcome(call, known, check)
 
 
-async def _write_all(rows, process: Process, run: _Run, output_file: Path) -> None:
+def write_output(rows, process: Process, run: Run, output_file: Path, configuration: dict) -> None:
+    """The records, the failures and the provenance, from a journal that has an outcome for every call."""
+    asyncio.run(_write_all(rows, process, run, output_file))
+    run.counts.cost = run.backend.options.spending.cost
+    write_run_info(output_file, configuration, counts=asdict(run.counts))
+
+
+async def _write_all(rows, process: Process, run: Run, output_file: Path) -> None:
     failures = 0
     with replace_file(failures_path(output_file)) as failures_file, replace_file(output_file) as output:
         async for record, row_failures in _rebuilt(rows, process, run):
@@ -283,10 +339,10 @@ async def _write_all(rows, process: Process, run: _Run, output_file: Path) -> No
         failures_path(output_file).unlink()
 
 
-async def _rebuilt(rows, process: Process, run: _Run) -> AsyncIterator[tuple[dict | None, list[dict]]]:
+async def _rebuilt(rows, process: Process, run: Run) -> AsyncIterator[tuple[dict | None, list[dict]]]:
     counts = run.counts
     for row in rows():
-        ask, record = _AskJournal(row, run), None
+        ask, record = AskJournal(row, run), None
         try:
             record = await process(row, ask)
         except CallFailed as failure:

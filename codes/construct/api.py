@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codes.common.chat_replies import Answer, Call
 from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, require_files
-from codes.common.llm import Backend, OpenAIBackend, RunCounts
+from codes.common.llm import Backend, OpenAIBackend, RunCounts, RunOptions
 from codes.common.records import (
     FieldError,
     InputError,
@@ -17,8 +17,11 @@ from codes.common.records import (
     check_train_record,
     iter_jsonl,
     iter_train_records,
+    parse_record,
 )
 from codes.common.row_runner import failures_path, journal_path
+from codes.common.spending import Prices, Spending
+from codes.common.survey import Survey
 from codes.construct.bias_rules import RULES_VERSION, inject, rules_rng
 
 logger = logging.getLogger(__name__)
@@ -33,11 +36,15 @@ class RulesBackend:
 
     name = "rules"
 
-    def __init__(self, model: str = "rules"):
+    def __init__(self, model: str = "rules", options: RunOptions | None = None):
         self.model = model
+        self.options = options or RunOptions()
 
     def settings(self) -> dict:
         return {"model": self.model, "rules_version": RULES_VERSION}
+
+    def worst_case(self, call: Call) -> tuple[int, int]:
+        return 0, 0
 
     async def answer(self, call: Call) -> Answer:
         task = call.task
@@ -76,20 +83,48 @@ def add_construction_flags(
     backend.add_argument(
         "--base_url",
         metavar="URL",
-        help="the server (default: OPENAI_BASE_URL, else api.openai.com); the key comes from OPENAI_API_KEY or API_KEY",
+        help="the server (default: OPENAI_BASE_URL, else api.openai.com); several with the same model as "
+        "URL[=LIMIT],URL[=LIMIT],... with a limit on the requests in flight at each; the key comes from OPENAI_API_KEY "
+        "or API_KEY",
     )
     backend.add_argument(
         "--concurrency", type=positive_int, default=32, metavar="N", help="requests in flight, at most"
     )
     backend.add_argument(
-        "--rpm", type=positive_int, metavar="N", help="requests a minute, at most (default: no ceiling)"
+        "--rpm", type=positive_int, metavar="N", help="requests a minute at each server, at most (default: no ceiling)"
     )
-    backend.add_argument("--tpm", type=positive_int, metavar="N", help="tokens a minute, at most (default: no ceiling)")
+    backend.add_argument(
+        "--tpm", type=positive_int, metavar="N", help="tokens a minute at each server, at most (default: no ceiling)"
+    )
     backend.add_argument(
         "--temperature", type=temperature_value, default=temperature, help="sampling temperature, 0 to 2"
     )
+    backend.add_argument("--top_p", type=top_p_value, help="nucleus sampling, above 0 to 1 (default: the server's)")
     backend.add_argument("--max_tokens", type=positive_int, default=2048, help="longest answer, tokens")
     backend.add_argument("--timeout", type=positive_float, default=120.0, help="seconds for the whole of one attempt")
+    backend.add_argument(
+        "--extra",
+        type=json_object,
+        metavar="JSON",
+        help="further fields of every request, such as '{\"repetition_penalty\": 1.1}'; part of the provenance",
+    )
+    money = parser.add_argument_group("money and progress")
+    for name, what in (("--price_in", "prompt"), ("--price_out", "answer")):
+        money.add_argument(
+            name, type=price, metavar="P", help=f"price of a million {what} tokens, in any currency (default: unknown)"
+        )
+    money.add_argument(
+        "--max_cost",
+        type=positive_float,
+        metavar="C",
+        help="stop before this output has cost more, over all of its runs; requests in flight count in full",
+    )
+    money.add_argument(
+        "--dry_run", action="store_true", help="print what the run would ask and cost at most; ask nothing"
+    )
+    money.add_argument(
+        "--status", action="store_true", help="print what is done, failed, dropped and left, and its cost"
+    )
     parser.add_argument("--seed", type=int, default=42, help="decides every draw, together with the record's id")
 
 
@@ -101,21 +136,62 @@ def temperature_value(text: str) -> float:
     return value
 
 
+def top_p_value(text: str) -> float:
+    """Argument type: a number above 0, to 1."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0, to 1")
+    return value
+
+
+def price(text: str) -> float:
+    """Argument type: a finite number of at least 0."""
+    value = float(text)
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number of at least 0")
+    return value
+
+
+def json_object(text: str) -> dict:
+    """Argument type: a JSON object without NaN, infinities and double fields."""
+    try:
+        return parse_record(text.encode("utf-8", "surrogateescape"))
+    except FieldError as error:
+        raise argparse.ArgumentTypeError(f"is no JSON object of request fields ({error})") from None
+
+
+def run_options(args: argparse.Namespace) -> RunOptions:
+    """Mode and prices of a run. Raises InputError for flags that do not go together."""
+    if (args.price_in is None) != (args.price_out is None):
+        raise InputError("--price_in and --price_out: both are needed to know a cost")
+    if args.max_cost is not None and args.price_in is None:
+        raise InputError("--max_cost: needs --price_in and --price_out")
+    if args.dry_run and args.status:
+        raise InputError("--dry_run and --status: choose one")
+    prices = None if args.price_in is None else Prices(args.price_in, args.price_out)
+    mode = "estimate" if args.dry_run else "status" if args.status else "ask"
+    return RunOptions(mode=mode, spending=Spending(prices, args.max_cost))
+
+
 def make_backend(args: argparse.Namespace) -> Backend:
     """The backend that the flags name. Raises InputError for a missing model name or key."""
+    options = run_options(args)
     if args.backend == "rules":
-        return RulesBackend(args.model_name or "rules")
+        return RulesBackend(args.model_name or "rules", options)
     if not args.model_name:
         raise InputError("--model_name: is needed with --backend openai (the name of the server's model)")
     return OpenAIBackend(
         args.model_name,
         base_url=args.base_url,
         temperature=args.temperature,
+        top_p=args.top_p,
         max_tokens=args.max_tokens,
+        extra=args.extra,
         timeout=args.timeout,
         concurrency=args.concurrency,
         rpm=args.rpm,
         tpm=args.tpm,
+        options=options,
     )
 
 
@@ -174,8 +250,11 @@ def with_rejected(record: dict, answers: list[str], biases: list[str], provenanc
     }
 
 
-def report(counts: RunCounts, output_file: str) -> int:
-    """Say how the run went; the command's exit status."""
+def report(counts: RunCounts | Survey, output_file: str) -> int:
+    """Say how the run went or where it stands; the command's exit status."""
+    if isinstance(counts, Survey):
+        print(counts.text(output_file))
+        return EXIT_DONE
     logger.info(
         "%s: %d records written of %d; %d requests made, %d + %d tokens",
         output_file,
@@ -185,6 +264,8 @@ def report(counts: RunCounts, output_file: str) -> int:
         counts.prompt_tokens,
         counts.completion_tokens,
     )
+    if counts.cost is not None:
+        logger.info("%s: cost %.4f so far, over all of its runs", output_file, counts.cost)
     if not counts.failed:
         return EXIT_DONE
     logger.warning(
