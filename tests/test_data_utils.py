@@ -5,6 +5,7 @@ import json
 import pytest
 
 from codes.common.conversation import load_tokenizer
+from codes.common.prefix_sharing import BatchLayout
 from codes.common.records import InputError
 from codes.train.data_utils import (
     FILLER,
@@ -151,10 +152,10 @@ def test_drop_last_leaves_the_uneven_step_out():
 def test_a_batch_holds_groups_of_any_size_one_after_another(tokenizer):
     records = [record(), record(question="What?", rejected=["No.", "It is 40, or 41, I am not sure."])]
     dataset = GroupDataset(encode_groups(tokenizer, records, DataCounts(), max_length=200))
-    batch = GroupCollator(pad_id=tokenizer.pad_token_id)([dataset[0], dataset[1]])
+    batch = GroupCollator(BatchLayout(tokenizer.pad_token_id))([dataset[0], dataset[1]])
     assert batch["groups"].group_sizes.tolist() == [2, 3]
     assert batch["groups"].counted == 2
-    rows = [ids[mask.bool()].tolist() for ids, mask in zip(batch["input_ids"], batch["attention_mask"])]
+    rows = [ids[mask.bool()].tolist() for ids, mask in zip(*batch["inputs"].values())]
     assert rows == [list(answer) for group in dataset.groups for answer in group.answers]
 
 
@@ -162,4 +163,4 @@ def test_the_filler_is_the_shortest_group_and_counts_for_nothing(tokenizer):
     records = [record(question="A long question, to be sure?"), record(question="Q")]
     dataset = GroupDataset(encode_groups(tokenizer, records, DataCounts(), max_length=200))
     assert dataset[FILLER].answers == dataset[1].answers
-    assert GroupCollator(pad_id=0)([dataset[FILLER]])["groups"].counted == 0
+    assert GroupCollator(BatchLayout(pad_id=0))([dataset[FILLER]])["groups"].counted == 0

@@ -1,5 +1,6 @@
 """Prefix sharing: the layout itself, and that shared scores and gradients are those of conversations scored alone."""
 
+import math
 import random
 
 import pytest
@@ -7,7 +8,15 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification
 
-from codes.common.prefix_sharing import SPAN_ATTENTION, Spans, common_prefix_length, pack_groups, sharing_obstacle
+from codes.common.prefix_sharing import (
+    SPAN_ATTENTION,
+    BatchLayout,
+    Spans,
+    common_prefix_length,
+    pack_groups,
+    packed_mask,
+    sharing_obstacle,
+)
 
 SIZES = {"vocab_size": 200, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BODY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -44,12 +53,12 @@ def random_groups(seed: int, shapes: list[tuple[int, list[int]]]) -> list[list[l
 GROUPS = random_groups(0, [(1, [1, 1]), (20, [5, 1, 9]), (7, [12]), (3, [2] * 6)])
 
 
-def packed_scores(model, groups, share=True):
-    row = pack_groups(groups, share)
+def packed_scores(model, groups, least_saving=1):
+    row = pack_groups(groups, least_saving)
     hidden = model.base_model(
         input_ids=torch.tensor([row.input_ids]),
         position_ids=torch.tensor([row.position_ids]),
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
+        attention_mask=packed_mask("cpu"),
         prefix_spans=row.groups,
         use_cache=False,
     ).last_hidden_state
@@ -86,8 +95,8 @@ def test_shared_scores_and_gradients_are_those_of_conversations_scored_alone(nam
     model.set_attn_implementation(SPAN_ATTENTION)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    for share in (True, False):
-        shared = packed_scores(model, GROUPS, share)
+    for least_saving in (1, 12, math.inf):
+        shared = packed_scores(model, GROUPS, least_saving)
         torch.testing.assert_close(shared, alone, atol=1e-5, rtol=0)
         shared_gradients = gradients(model, shared)
         assert shared_gradients.keys() == alone_gradients.keys()
@@ -105,7 +114,7 @@ def test_the_layout_puts_the_prompt_once_and_restarts_positions_for_every_answer
 
 
 def test_without_sharing_every_conversation_is_laid_out_whole():
-    row = pack_groups([[[7, 8, 1], [7, 8, 3]]], share=False)
+    row = pack_groups([[[7, 8, 1], [7, 8, 3]]], least_saving=math.inf)
     assert row.input_ids == [7, 8, 1, 7, 8, 3]
     assert row.position_ids == [0, 1, 2, 0, 1, 2]
     assert row.read_at == [2, 5]
@@ -151,3 +160,26 @@ def test_what_a_model_adds_to_its_attention_and_is_not_known_here_raises():
     model = AutoModelForSequenceClassification.from_config(config, attn_implementation=SPAN_ATTENTION)
     with pytest.raises(ValueError, match="does not know s_aux"):
         packed_scores(model, GROUPS)
+
+
+def test_a_model_that_loses_the_spans_on_the_way_raises():
+    config = ARCHITECTURES["Qwen3"]
+    config.num_labels = 1
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation=SPAN_ATTENTION)
+    with pytest.raises(ValueError, match="does not hand the spans"):
+        model.base_model(input_ids=torch.tensor([[5, 6, 7]]), attention_mask=packed_mask("cpu"), use_cache=False)
+
+
+def test_a_group_that_saves_too_few_tokens_is_laid_out_conversation_by_conversation():
+    group = [[7, 8, 1], [7, 8, 3], [7, 8, 4]]
+    assert pack_groups([group], least_saving=4).input_ids == [7, 8, 1, 3, 4]
+    assert pack_groups([group], least_saving=5).input_ids == [7, 8, 1, 7, 8, 3, 7, 8, 4]
+
+
+def test_the_layout_gives_rows_or_one_packed_row():
+    groups = [[[7, 8, 1], [7, 8]], [[9]]]
+    rows = BatchLayout(pad_id=0)(groups)
+    assert rows["input_ids"].tolist() == [[7, 8, 1], [7, 8, 0], [9, 0, 0]]
+    packed = BatchLayout(pad_id=0, least_saving=1)(groups)
+    assert packed["input_ids"].tolist() == [[7, 8, 1, 8, 9]]
+    assert packed["read_at"].tolist() == [2, 3, 4]

@@ -1,4 +1,4 @@
-"""Records: what the readers accept, what they refuse and how they say it, and how files are replaced and appended to."""
+"""Records: what the readers accept, what they refuse and how, and how files are replaced and appended to."""
 
 import json
 

@@ -165,6 +165,51 @@ def test_the_head_is_computed_in_float32_when_the_body_is_in_bfloat16(folders, a
     assert not torch.equal(score, score.to(torch.bfloat16).float())
 
 
+@pytest.mark.parametrize("architecture", DECODERS)
+@pytest.mark.parametrize("mode", ["on", "auto"])
+def test_shared_prefixes_do_not_change_scores_or_the_saved_folder(folders, architecture, mode, tmp_path):
+    model = load_scaled(folders(architecture))
+    groups = [rows_of(model), [encode_group(model.tokenizer, "Hello?", ["Yes."], 200)[0].ids]]
+    with torch.no_grad():
+        alone = model(**model.layout(groups))
+        model.share_prefixes(mode)
+        assert model.facts()["prefix_sharing"]
+        inputs = model.layout(groups)
+        assert inputs["input_ids"].shape == (1, inputs["position_ids"].shape[1])
+        torch.testing.assert_close(model(**inputs), alone, atol=1e-4, rtol=0)
+        model.save_pretrained(tmp_path)
+        again = RewardModel.from_pretrained(str(tmp_path)).eval()
+        assert again.facts()["attention_implementation"] == model.facts()["attention_implementation"]
+        torch.testing.assert_close(again(**again.layout(groups)), alone, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("architecture", ENCODERS)
+def test_an_encoder_asked_to_share_prefixes_scores_independent_rows_and_says_so_once(folders, architecture, caplog):
+    model = load_scaled(folders(architecture))
+    groups = [rows_of(model)]
+    with torch.no_grad():
+        alone = model(**model.layout(groups))
+        model.share_prefixes("on")
+        assert torch.equal(model(**model.layout(groups)), alone)
+    assert [record.message for record in caplog.records if "prefixes are not shared" in record.message] == [
+        f"prefixes are not shared in {architecture}ForSequenceClassification: it is no decoder read at its last token"
+    ]
+
+
+def test_a_decoder_that_misreads_the_packed_layout_is_found_out_by_trying(folders, monkeypatch, caplog):
+    model = load_scaled(folders("Llama"))
+    body = type(model.model.base_model)
+    forward = body.forward
+
+    def without_positions(self, *args, position_ids=None, **kwargs):
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(body, "forward", without_positions)
+    model.share_prefixes("on")
+    assert "packed scores differ" in caplog.text
+    assert not model.facts()["prefix_sharing"]
+
+
 def test_last_attended_and_right_padding_follow_the_mask_on_either_side():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
     assert last_attended(mask).tolist() == [1, 3, 3]

@@ -147,15 +147,16 @@ def test_truncation_is_counted(model_scorer, tmp_path):
     assert counts["prompt_truncated"] >= 2
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(model_scorer, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize("prefix_sharing", ["on", "off"])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(model_scorer, tmp_path, monkeypatch, caplog, prefix_sharing):
     expected = scores_of(model_scorer(batch_size=1), CONVERSATIONS, tmp_path / "1")
-    scorer = model_scorer()
+    scorer = model_scorer(prefix_sharing=prefix_sharing)
     forward = type(scorer.model).forward
 
-    def forward_of_two_at_most(model, input_ids, attention_mask):
-        if len(input_ids) > 2:
+    def forward_of_two_at_most(model, **inputs):
+        if len(inputs.get("read_at", inputs["input_ids"])) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, input_ids, attention_mask)
+        return forward(model, **inputs)
 
     monkeypatch.setattr(type(scorer.model), "forward", forward_of_two_at_most)
     assert scores_of(scorer, CONVERSATIONS, tmp_path / "2") == pytest.approx(expected, abs=1e-4)

@@ -158,6 +158,13 @@ def test_activation_checkpointing_changes_nothing(one_process, tiny_model, data,
     assert column(tmp_path / "out", "grad_norm") == pytest.approx(column(one_process, "grad_norm")[:1], rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", ["on", "off"])
+def test_prefix_sharing_gives_the_same_steps_as_independent_rows(one_process, tiny_model, data, tmp_path, mode):
+    train([*flags(tiny_model, data, tmp_path / "out", num_train_epochs=2), "--prefix_sharing", mode])
+    for name in ("loss", "grad_norm", "accuracy", "reward_std"):
+        assert np.allclose(column(tmp_path / "out", name), column(one_process, name), rtol=1e-4), name
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_a_run_that_was_killed_and_resumed_ends_in_bitwise_the_same_weights(
     one_process, tiny_model, data, tmp_path, step

@@ -17,12 +17,16 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 
+from codes.common.conversation import pad_batch
+
 SPAN_ATTENTION = "contrastrm_spans"
 
 # Layer kinds whose tokens see earlier ones through attention alone, over the whole conversation or a window of it.
 ATTENTION_LAYERS = {"full_attention", "attention", "sliding_attention"}
 # What else a model may hand to its attention function that changes the result, and that is not computed here.
 UNSUPPORTED = ("s_aux", "position_bias")
+# Tokens that sharing must save to be worth its one more span.
+LEAST_SAVING = 16
 
 
 @dataclass(frozen=True)
@@ -58,26 +62,64 @@ def common_prefix_length(conversations: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if any(ids[i] != first[i] for ids in conversations)), max(limit, 0))
 
 
-def pack_groups(groups: Sequence[Sequence[Sequence[int]]], share: bool = True) -> PackedRow:
+def pack_groups(groups: Sequence[Sequence[Sequence[int]]], least_saving: float = 1) -> PackedRow:
     """Lay groups of conversations (token ids) out in one row.
 
-    With ``share`` False every conversation is a group of its own: an unpadded row without sharing.
+    A group in which sharing would save fewer than ``least_saving`` tokens is laid out conversation by conversation:
+    with ``math.inf`` that is every group, an unpadded row without sharing.
     """
-    if not share:
-        groups = [[conversation] for group in groups for conversation in group]
     input_ids, position_ids, spans = [], [], []
-    for conversations in groups:
-        prompt_length = common_prefix_length(conversations) if len(conversations) > 1 else 0
+
+    def place(conversations: Sequence[Sequence[int]], prompt_length: int) -> None:
         start = len(input_ids)
-        input_ids += conversations[0][:prompt_length]
-        position_ids += range(prompt_length)
+        input_ids.extend(conversations[0][:prompt_length])
+        position_ids.extend(range(prompt_length))
         ends = []
         for conversation in conversations:
-            input_ids += conversation[prompt_length:]
-            position_ids += range(prompt_length, len(conversation))
+            input_ids.extend(conversation[prompt_length:])
+            position_ids.extend(range(prompt_length, len(conversation)))
             ends.append(len(input_ids))
         spans.append(Spans(start, start + prompt_length, tuple(ends)))
+
+    for conversations in groups:
+        prompt_length = common_prefix_length(conversations)
+        if prompt_length * (len(conversations) - 1) >= least_saving:
+            place(conversations, prompt_length)
+        else:
+            for conversation in conversations:
+                place([conversation], 0)
     return PackedRow(input_ids, position_ids, tuple(spans))
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """Groups of conversations -> the inputs of ``RewardModel.forward``, one score a conversation, in order.
+
+    ``least_saving`` None pads every conversation to a row of its own; a number packs all into one row, see
+    ``pack_groups``.
+    """
+
+    pad_id: int
+    least_saving: float | None = None
+
+    def __call__(self, groups: Sequence[Sequence[Sequence[int]]]) -> dict:
+        if self.least_saving is None:
+            return pad_batch([conversation for group in groups for conversation in group], self.pad_id)
+        row = pack_groups(groups, self.least_saving)
+        return {
+            "input_ids": torch.tensor([row.input_ids]),
+            "position_ids": torch.tensor([row.position_ids]),
+            "prefix_spans": row.groups,
+            "read_at": torch.tensor(row.read_at),
+        }
+
+
+def packed_mask(device: torch.device) -> torch.Tensor:
+    """The attention mask to give with a packed row: the spans say who attends to whom.
+
+    Being four-dimensional it stops transformers from making a mask of its own; no attention could take it for one.
+    """
+    return torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
 
 
 def sharing_obstacle(config: PretrainedConfig) -> str | None:
@@ -110,6 +152,8 @@ def span_attention(
     if unsupported := [name for name in UNSUPPORTED if kwargs.get(name) is not None]:
         raise ValueError(f"span attention does not know {', '.join(unsupported)}")
     if prefix_spans is None:
+        if attention_mask is not None and attention_mask.shape[-1] < key.shape[2]:
+            raise ValueError("the model does not hand the spans of a packed row to its attention")
         return AttentionInterface()["sdpa"](
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )

@@ -2,14 +2,21 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import torch
 import transformers
 from transformers.utils import cached_file
 
-from codes.common.conversation import encode_group, fitting_max_length, is_local, pad_batch, template_hash
+from codes.common.conversation import (
+    EncodedConversation,
+    encode_group,
+    fitting_max_length,
+    is_local,
+    template_hash,
+)
 from codes.common.records import InputError, content_hash, file_sha256, to_json
 from codes.evaluate.scorers import Batch, Conversation
 from codes.train.reward_model import DTYPES, RewardModel
@@ -22,14 +29,14 @@ OTHER_MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "vo
 
 
 class ModelScorer:
-    """Raw logits of a reward model, in batches of similar length, the longest first."""
+    """Raw logits of a reward model; the answers to a question are scored together, the longest first."""
 
     has_logit = keeps_scores = True
 
     def __init__(
         self, model: RewardModel, *, weights_hash: str, batch_size: int, max_length: int, dtype: str, device: str
     ):
-        self.model = model.eval().to(device)
+        self.model = model.eval()
         self.device = device
         self.batch_size = batch_size
         self.max_length = fitting_max_length(max_length, model.tokenizer, model.config)
@@ -52,6 +59,7 @@ class ModelScorer:
         dtype: str | None = None,
         device: str = "auto",
         revision: str | None = None,
+        prefix_sharing: str = "auto",
         **options,
     ) -> "ModelScorer":
         """Load the model from a folder or the Hub; ``options`` go to ``RewardModel.from_pretrained``."""
@@ -62,6 +70,7 @@ class ModelScorer:
             raise InputError("--device cuda: torch sees no CUDA device here")
         dtype = dtype or ("bf16" if device == "cuda" else "fp32")
         model = RewardModel.from_pretrained(model_path, dtype=DTYPES[dtype], revision=revision, **options)
+        model.to(device).share_prefixes(prefix_sharing)
         return cls(
             model,
             weights_hash=model_files_hash(_model_folder(model_path, revision)),
@@ -72,41 +81,61 @@ class ModelScorer:
         )
 
     def plan(self, conversations: Sequence[Conversation]) -> list[Batch]:
-        """Tokenise and sort by length, so that rows of one batch need little padding and memory runs out early."""
+        """Tokenise, and fill batches with the answers to one question after another, the longest questions first.
+
+        So rows of one batch need little padding, prompts can be shared, and memory runs out early if it does.
+        """
         by_question: dict[str, list[Conversation]] = {}
         for conversation in conversations:
             by_question.setdefault(to_json(conversation.question), []).append(conversation)
-        encoded = []
+        groups = []
         for group in by_question.values():
             answers = [conversation.answer for conversation in group]
-            encoded += zip(group, encode_group(self.model.tokenizer, group[0].question, answers, self.max_length))
-        encoded.sort(key=lambda pair: (-len(pair[1].ids), pair[0].key))
-        parts = [encoded[start : start + self.batch_size] for start in range(0, len(encoded), self.batch_size)]
-        return [
-            Batch(
-                conversations=[conversation for conversation, _ in part],
-                ids=[encoding.ids for _, encoding in part],
-                prompt_cut=frozenset(conversation.key for conversation, encoding in part if encoding.prompt_cut),
-                answer_cut=frozenset(conversation.key for conversation, encoding in part if encoding.answer_cut),
-            )
-            for part in parts
-        ]
+            encodings = encode_group(self.model.tokenizer, group[0].question, answers, self.max_length)
+            encoded = sorted(zip(group, encodings), key=lambda pair: (-len(pair[1].ids), pair[0].key))
+            groups += [encoded[start : start + self.batch_size] for start in range(0, len(encoded), self.batch_size)]
+        groups.sort(key=lambda encoded: (-len(encoded[0][1].ids), encoded[0][0].key))
+        return [_as_batch(part) for part in self._filled(groups)]
+
+    def _filled(self, groups: list[list[tuple]]) -> Iterator[list[tuple]]:
+        """Whole groups one after another into lists of at most ``batch_size`` conversations."""
+        batch: list[tuple] = []
+        for group in groups:
+            if batch and len(batch) + len(group) > self.batch_size:
+                yield batch
+                batch = []
+            batch = batch + group
+        if batch:
+            yield batch
 
     def score(self, batch: Batch) -> list[float]:
-        return self._forward(batch.ids)
+        by_question = groupby(zip(batch.conversations, batch.ids), key=lambda pair: pair[0].question)
+        return self._forward([[ids for _, ids in group] for _, group in by_question])
 
     @torch.inference_mode()
-    def _forward(self, rows: list[list[int]]) -> list[float]:
+    def _forward(self, groups: list[list[list[int]]]) -> list[float]:
         try:
-            inputs = {name: tensor.to(self.device) for name, tensor in pad_batch(rows, self.model.pad_id).items()}
-            return self.model(**inputs).tolist()
+            inputs = self.model.layout(groups)
+            on_device = {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
+            return self.model(**on_device).tolist()
         except torch.OutOfMemoryError:
-            if len(rows) == 1:
+            if sum(map(len, groups)) == 1:
                 raise
-        logger.warning("out of memory with %d conversations in one forward; halving", len(rows))
+        logger.warning("out of memory with %d conversations in one forward; halving", sum(map(len, groups)))
         torch.cuda.empty_cache()
-        half = len(rows) // 2
-        return self._forward(rows[:half]) + self._forward(rows[half:])
+        if len(groups) == 1:
+            groups = [[conversation] for conversation in groups[0]]
+        half = len(groups) // 2
+        return self._forward(groups[:half]) + self._forward(groups[half:])
+
+
+def _as_batch(part: list[tuple[Conversation, EncodedConversation]]) -> Batch:
+    return Batch(
+        conversations=[conversation for conversation, _ in part],
+        ids=[encoding.ids for _, encoding in part],
+        prompt_cut=frozenset(conversation.key for conversation, encoding in part if encoding.prompt_cut),
+        answer_cut=frozenset(conversation.key for conversation, encoding in part if encoding.answer_cut),
+    )
 
 
 def model_files_hash(folder: Path) -> str:

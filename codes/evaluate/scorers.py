@@ -173,6 +173,12 @@ def add_scorer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=positive_int, default=32, help="most conversations in one forward pass")
     parser.add_argument("--max_length", type=positive_int, default=2048, help="most tokens of one conversation")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: bf16 on CUDA, fp32 on the CPU")
+    parser.add_argument(
+        "--prefix_sharing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute a question once for all its answers; auto: where it saves enough tokens; the scores are the same",
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is")
     parser.add_argument("--chat_template", help="file with a chat template to use instead of the tokenizer's")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub model")
@@ -203,6 +209,7 @@ def load_scorer(args: argparse.Namespace) -> Scorer:
         max_length=args.max_length,
         dtype=args.dtype,
         device=args.device,
+        prefix_sharing=args.prefix_sharing,
         chat_template=args.chat_template,
         revision=args.revision,
         trust_remote_code=args.trust_remote_code,

@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from codes.common.conversation import encode_group, pad_batch
+from codes.common.conversation import encode_group
+from codes.common.prefix_sharing import BatchLayout
 from codes.common.records import CHOSEN_IS_BEST, InputError, iter_train_records
 
 FILLER = -1  # The index of a group that only keeps a rank busy; it counts for nothing.
@@ -180,13 +181,13 @@ class BatchGroups:
 
 @dataclass(frozen=True)
 class GroupCollator:
-    """Groups -> ``input_ids`` and ``attention_mask`` (int64 [answers, longest], padded on the right) and ``groups``."""
+    """Groups -> ``inputs``, what ``RewardModel.forward`` takes as ``layout`` puts it, and ``groups``."""
 
-    pad_id: int
+    layout: BatchLayout
 
     def __call__(self, groups: Sequence[EncodedGroup]) -> dict:
         return {
-            **pad_batch([answer for group in groups for answer in group.answers], self.pad_id),
+            "inputs": self.layout([group.answers for group in groups]),
             "groups": BatchGroups(
                 indices=[group.index for group in groups],
                 group_sizes=torch.tensor([len(group.answers) for group in groups]),

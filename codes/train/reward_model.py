@@ -2,7 +2,8 @@
 
 ``RewardModel`` wraps what ``AutoModelForSequenceClassification`` loads. Decoders are read at the last attended token,
 found from the attention mask and never from the pad id; encoders keep their class's own pooling. The head is computed
-in float32 whatever the precision of the body. The saved folder is a stock one.
+in float32 whatever the precision of the body. The saved folder is a stock one. Decoders can share prompts between the
+answers of a group (``codes.common.prefix_sharing``), which changes the time but not the scores.
 """
 
 import inspect
@@ -10,19 +11,33 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from codes.common.conversation import first_line, load_tokenizer
+from codes.common.prefix_sharing import (
+    LEAST_SAVING,
+    SPAN_ATTENTION,
+    BatchLayout,
+    Spans,
+    pack_groups,
+    packed_mask,
+    sharing_obstacle,
+)
 from codes.common.records import InputError
 
 logger = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# How far packed hidden states may be from those alone, relative to the largest: rounding is far below, an attention
+# that misunderstands the layout far above.
+SHARING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 PAD_TOKEN = "<|contrastrm_pad|>"
 # Architectures that may get a fresh head. Others that are no classifier (a reward model of another library, a token
 # classifier) have a head of their own, which would silently be lost.
@@ -38,6 +53,8 @@ class RewardModel(nn.Module):
         self.tokenizer = tokenizer
         # A `score` layer is how every decoder class of transformers names its head; encoders name theirs otherwise.
         self.reads_last_token = isinstance(getattr(model, "score", None), nn.Linear)
+        self.attention_implementation = model.config._attn_implementation
+        self.layout = BatchLayout(self.pad_id)
         _compute_head_in_float32(model)
 
     @property
@@ -50,8 +67,21 @@ class RewardModel(nn.Module):
         pad_id = self.tokenizer.pad_token_id
         return pad_id if pad_id is not None else (self.tokenizer.eos_token_id or 0)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """input_ids, attention_mask: [rows, length], padded on either side -> scores: float32 [rows]."""
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        prefix_spans: tuple[Spans, ...] | None = None,
+        read_at: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Score conversations as ``layout`` puts them: one a row, or packed into one row.
+
+        One a row: input_ids and attention_mask [rows, length], padded on either side -> float32 [rows]. Packed:
+        input_ids and position_ids [1, length], with the spans and the indices to read at -> float32 [conversations].
+        """
+        if prefix_spans is not None:
+            return self._score_packed(input_ids, position_ids, prefix_spans, read_at)
         if not self.reads_last_token:
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
@@ -62,6 +92,72 @@ class RewardModel(nn.Module):
         hidden = body(**inputs).last_hidden_state
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.model.score(hidden[rows, last_attended(attention_mask)]).squeeze(-1)
+
+    def _score_packed(self, input_ids, position_ids, prefix_spans, read_at) -> torch.Tensor:
+        hidden = self.model.base_model(
+            input_ids=input_ids,
+            position_ids=position_ids,
+            attention_mask=packed_mask(input_ids.device),
+            prefix_spans=prefix_spans,
+            use_cache=False,
+        ).last_hidden_state
+        return self.model.score(hidden[0, read_at]).squeeze(-1)
+
+    def share_prefixes(self, mode: str) -> None:
+        """Choose the layout: ``off`` one conversation a row, ``on`` packed groups, ``auto`` where it saves enough.
+
+        Where the model cannot share prefixes it stays with one conversation a row, and says why.
+        """
+        if mode == "off":
+            return
+        obstacle = self._sharing_obstacle()
+        if obstacle is None:
+            self.model.set_attn_implementation(SPAN_ATTENTION)
+            error = self._sharing_error()
+            if error > SHARING_TOLERANCE[self.model.dtype]:
+                obstacle = f"its packed scores differ by {error:.1e} from those alone"
+                self.model.set_attn_implementation(self.attention_implementation)
+        if obstacle is not None:
+            logger.warning("prefixes are not shared in %s: %s", type(self.model).__name__, obstacle)
+            return
+        self.layout = BatchLayout(self.pad_id, least_saving=1 if mode == "on" else LEAST_SAVING)
+
+    def _sharing_obstacle(self) -> str | None:
+        if not self.reads_last_token:
+            return "it is no decoder read at its last token"
+        if not getattr(self.model, "_supports_attention_backend", False):
+            return "it does not use transformers' attention interface"
+        return sharing_obstacle(self.config)
+
+    @torch.no_grad()
+    def _sharing_error(self) -> float:
+        """The largest difference, relative to the largest hidden state, between a small group packed and alone.
+
+        Configurations cannot tell everything that a model may do, so it is tried. Under ZeRO-3 the weights are not
+        here yet; then the configuration alone has to do.
+        """
+        if is_deepspeed_zero3_enabled():
+            return 0.0
+        was_training = self.model.training
+        self.model.eval()
+        vocabulary = self.config.get_text_config().vocab_size
+        tokens = torch.randint(vocabulary, (3, 12), generator=torch.Generator().manual_seed(0)).tolist()
+        group = [tokens[0] + tokens[1], tokens[0] + tokens[2][:5]]
+        row = pack_groups([group])
+        device = self.model.device
+        states = self.model.base_model(
+            input_ids=torch.tensor([row.input_ids], device=device),
+            position_ids=torch.tensor([row.position_ids], device=device),
+            attention_mask=packed_mask(device),
+            prefix_spans=row.groups,
+            use_cache=False,
+        ).last_hidden_state[0, row.read_at]
+        self.model.set_attn_implementation(self.attention_implementation)
+        alone = [torch.tensor([conversation], device=device) for conversation in group]
+        expected = torch.cat([self.model.base_model(ids, use_cache=False).last_hidden_state[:, -1] for ids in alone])
+        self.model.set_attn_implementation(SPAN_ATTENTION)
+        self.model.train(was_training)
+        return ((states - expected).abs().max() / expected.abs().max()).item()
 
     @classmethod
     def from_pretrained(
@@ -119,6 +215,7 @@ class RewardModel(nn.Module):
                 self.model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         self.config.pad_token_id = tokenizer.pad_token_id
         self.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+        self.layout = replace(self.layout, pad_id=self.pad_id)
 
     def save_pretrained(self, folder: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save a stock folder: weights, config, tokenizer and the chat template that carries the special tokens.
@@ -153,7 +250,8 @@ class RewardModel(nn.Module):
         tokenizer = self.tokenizer
         return {
             "architecture": type(self.model).__name__,
-            "attention_implementation": self.config._attn_implementation,
+            "attention_implementation": self.attention_implementation,
+            "prefix_sharing": self.layout.least_saving is not None,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "pad_token_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
             "revision": getattr(self.config, "_commit_hash", None),

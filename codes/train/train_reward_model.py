@@ -136,6 +136,7 @@ def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArgu
         trust_remote_code=settings.trust_remote_code,
     )
     model.ensure_own_pad_token()
+    model.share_prefixes(settings.prefix_sharing)
     return model
 
 

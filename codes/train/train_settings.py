@@ -45,6 +45,10 @@ class RewardSettings:
         default=1024,
         metadata={"help": "tokens of a conversation; the oldest prompt tokens are cut, then the answer's end"},
     )
+    prefix_sharing: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={"help": "compute a group's prompt once for all its answers; auto: where it saves enough tokens"},
+    )
     eval_data_path: list[str] | None = field(
         default=None, metadata={"help": "JSONL files of train records to evaluate on during training"}
     )

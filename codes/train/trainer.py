@@ -35,7 +35,7 @@ class RewardTrainer(Trainer):
     loss_is_scaled_for_ga = True
 
     def __init__(self, *, objective: dict, **options):
-        super().__init__(data_collator=GroupCollator(options["model"].pad_id), **options)
+        super().__init__(data_collator=GroupCollator(options["model"].layout), **options)
         self.model_accepts_loss_kwargs = True
         self.objective = objective
         self.recent_batches: list[tuple[BatchGroups, torch.Tensor, torch.Tensor]] = []
@@ -99,7 +99,7 @@ class RewardTrainer(Trainer):
 
     def _group_losses(self, model, inputs: dict) -> tuple[BatchGroups, torch.Tensor, torch.Tensor]:
         groups = inputs["groups"]
-        scores = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+        scores = model(**inputs["inputs"])
         return groups, group_losses(scores, groups.group_sizes, **self.objective), scores
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
