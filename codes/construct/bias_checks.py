@@ -96,7 +96,7 @@ def _missing_sentence(original: str, rewritten: str) -> str | None:
 
 def _numbers(text: str) -> set[str]:
     """The numbers in a text, thousands marks left out; those that count list items are no content."""
-    body = re.sub(r"(?m)^[ \t]*\d{1,3}[.)][ \t]+", "", text)
+    body = re.sub(r"(?m)^[ \t]*(?:#{1,6}[ \t]*)?(?:[-*•+][ \t]+)?(?:\*\*)?\d{1,3}[.)][ \t]+", "", text)
     return {re.sub(r",(?=\d{3})", "", number) for number in re.findall(r"\d+(?:[.,:/]\d+)*", body)}
 
 

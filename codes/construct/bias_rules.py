@@ -39,7 +39,7 @@ def inject(answer: str, bias: str, rng: Random, dose: int | None = None) -> str:
 # --- Putting sentences between the units of an answer --------------------------------------------------------------
 
 
-def _with_sentences(answer: str, opening: str, asides: Sequence[str], closing: str, rng: Random) -> str:
+def with_sentences(answer: str, opening: str, asides: Sequence[str], closing: str, rng: Random) -> str:
     """The answer's own text with sentences put before, between and after its units; empty ones are left out."""
     lang, (lead, units) = language(answer), split_units(answer)
     if ends_inside_code(units):
@@ -105,7 +105,7 @@ def graded_sentences(
         closing = []
     space = phrases.SPACE[lang]
     between = rng.sample(asides, count)
-    return _with_sentences(answer, space.join(opening), between, space.join(closing), rng)
+    return with_sentences(answer, space.join(opening), between, space.join(closing), rng)
 
 
 def _from_banks(openings: dict, asides: dict, closings: dict) -> "Injector":
@@ -116,7 +116,7 @@ def _from_banks(openings: dict, asides: dict, closings: dict) -> "Injector":
         count = min(_asides(units), len(asides[lang]))
         opening, closing = rng.choice(openings[lang]), rng.choice(closings[lang])
         both = rng.random()  # one in five answers gets the opening alone, one in five the closing alone
-        return _with_sentences(
+        return with_sentences(
             answer,
             opening if both < 0.8 else "",
             rng.sample(asides[lang], count),
@@ -196,7 +196,7 @@ def _placed(answer: str, sentences: list[str], rng: Random, dose: int | None) ->
     if dose:  # the sentences are a bank to draw from
         return graded_sentences(answer, asides[:2], asides[2:], [*asides[2:3], last], rng, dose)
     opens = rng.random() < 0.35
-    return _with_sentences(answer, last if opens else "", asides, "" if opens else last, rng)
+    return with_sentences(answer, last if opens else "", asides, "" if opens else last, rng)
 
 
 def _length(answer: str, rng: Random, dose: int | None) -> str:
