@@ -47,6 +47,6 @@ else
 fi
 
 # shellcheck disable=SC2086  # DATA_PATH may name several files
-exec deepspeed "${launcher[@]}" codes.train.train_reward_model \
+exec deepspeed --log_level warning "${launcher[@]}" codes.train.train_reward_model \
   --model_name_or_path "$MODEL_PATH" --train_data_path $DATA_PATH --output_dir "$OUTPUT_PATH" \
   --training_mode "$TRAIN_MODE" --temperature "$TEMPERATURE" --margin "$MARGIN" --deepspeed "$DS_CONFIG" "$@"

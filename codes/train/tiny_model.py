@@ -6,10 +6,12 @@ It has the Qwen3 architecture, a byte-level BPE tokenizer trained on the given r
 stage treats it as it would a real model. It knows nothing: it is there to run the pipeline, not to be good.
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
@@ -99,6 +101,8 @@ def main() -> None:
     require_files(args.train_data_path, "--train_data_path")
     if args.hidden_size % 8:
         parser.error(f"--hidden_size: {args.hidden_size} is not a multiple of 8")
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
     make_tiny_model(
         args.output_dir,
         record_texts(args.train_data_path),

@@ -1,0 +1,73 @@
+"""The comparison report: what it shows of which summary, and what it refuses."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from codes.common.records import InputError
+from codes.evaluate.report import as_markdown, comparison_rows, read_results
+
+
+def write_results(folder, *, bsr=0.25, reward_bench=True):
+    folder.mkdir(parents=True)
+    name = folder.name
+    length = {
+        "bias_sensitivity_rate": bsr,
+        "original_pair_accuracy": 0.5,
+        "ci95": {"bias_sensitivity_rate": [0.1, 0.4]},
+    }
+    overall = {"bias_sensitivity_rate": bsr / 2, "average_original_pair_accuracy": 0.625, "robust_accuracy": 0.5}
+    refinement = {"average_improvement_rate_with_context": -0.125}
+    summary = {"length": length, "refinement-aware": refinement, "average_across_all_biases": overall}
+    (folder / f"all_biases_summary_{name}.json").write_text(json.dumps(summary))
+    if reward_bench:
+        benchmark = {
+            "complete": False,
+            "sections": {"Chat": 0.5, "Chat Hard": None},
+            "overall": None,
+            "weighted_average_accuracy": 0.75,
+        }
+        (folder / f"reward_bench_summary_{name}.json").write_text(json.dumps(benchmark))
+    return folder
+
+
+def test_every_figure_stands_in_its_row_in_per_cent_and_absent_ones_are_a_dash(tmp_path):
+    folders = [write_results(tmp_path / "a"), write_results(tmp_path / "b", bsr=0.5, reward_bench=False)]
+    rows = comparison_rows([read_results(folder) for folder in folders])
+    table = {row[0]: row[1:] for row in rows}
+    assert table[""] == ["a", "b"]
+    assert table["BSR, length"] == ["25.0 [10.0, 40.0]", "50.0 [10.0, 40.0]"]
+    assert table["BSR, all biases"] == ["12.5", "25.0"]
+    assert table["original accuracy, all biases"] == ["62.5", "62.5"]
+    assert table["biased accuracy, length"] == ["-", "-"]
+    assert table["score gain when shown as polished"] == ["-12.5", "-12.5"]
+    assert table["Reward-Bench, Chat"] == ["50.0", "-"]
+    assert table["Reward-Bench, Chat Hard"] == ["-", "-"]
+    assert table["Reward-Bench, weighted by rows (not the whole set)"] == ["75.0", "-"]
+    assert "BSR, beauty" not in table
+    widths = {len(line) for line in as_markdown(rows).splitlines()}
+    assert len(widths) == 1
+
+
+def test_a_folder_without_results_and_a_broken_summary_are_input_errors(tmp_path):
+    with pytest.raises(InputError, match="holds no all_biases_summary_empty"):
+        read_results(tmp_path / "empty")
+    folder = write_results(tmp_path / "a")
+    (folder / "all_biases_summary_a.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        read_results(folder)
+
+
+def test_the_command_writes_table_and_figure_and_leaves_nothing_on_error(run_command, tmp_path):
+    folder = write_results(tmp_path / "a")
+    csv_file, figure = tmp_path / "table.csv", tmp_path / "figure.png"
+    done = run_command("codes.evaluate.report", folder, "--format", "csv", "-o", csv_file, "--figure", figure)
+    assert done.returncode == 0, done.stderr
+    assert next(csv.reader(io.StringIO(csv_file.read_text()))) == ["", "a"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    failed = run_command("codes.evaluate.report", tmp_path / "none", "-o", tmp_path / "x.md")
+    assert failed.returncode == 2
+    assert failed.stderr.count("\n") == 1
+    assert not (tmp_path / "x.md").exists()

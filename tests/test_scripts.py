@@ -1,0 +1,102 @@
+"""The four scripts: their embedded defaults run, settings and extra flags reach the command, ranks are found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_script(name: str, *flags: str, **settings: object) -> subprocess.CompletedProcess:
+    environment = {key: value for key, value in os.environ.items() if "API_KEY" not in key}
+    environment |= {"PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+    environment |= {key: str(value) for key, value in settings.items()}
+    command = ["bash", str(ROOT / name), *flags]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd="/")
+
+
+def test_construction_runs_offline_resumes_and_takes_its_settings(tmp_path):
+    settings = {"OUTPUT_DIR": tmp_path, "LIMIT": 6, "BIASES_PER_ITEM": 1, "BIAS_TYPES": "length beauty"}
+    done = run_script("run_construction.sh", **settings)
+    assert done.returncode == 0, done.stderr
+    assert "no language model is asked" in done.stdout
+    records = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert len(records) == 6
+    assert {bias for record in records for bias in record["bias_type"]} <= {"original", "length", "beauty", "gptinst"}
+    before = (tmp_path / "train.jsonl").read_bytes()
+    assert run_script("run_construction.sh", **settings).returncode == 0
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+def test_construction_stops_at_bad_input_and_at_an_llm_without_a_key(tmp_path):
+    missing = run_script("run_construction.sh", OUTPUT_DIR=tmp_path, INPUT_FILE="nowhere.jsonl")
+    assert missing.returncode == 2
+    keyless = run_script(
+        "run_construction.sh",
+        OUTPUT_DIR=tmp_path,
+        BACKEND="openai",
+        MODEL_NAME="m",
+        OPENAI_BASE_URL="http://192.0.2.1/v1",
+    )
+    assert keyless.returncode == 2
+    assert "OPENAI_API_KEY" in keyless.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_evaluations_default_to_the_length_baseline_on_the_samples(tmp_path):
+    bias = run_script("run_evaluation_rm.sh", "--output_dir", str(tmp_path), BIAS_TYPE="all")
+    assert bias.returncode == 0, bias.stderr
+    summary = json.loads((tmp_path / "length" / "all_biases_summary_length.json").read_text())
+    assert summary["average_across_all_biases"]["total_records_evaluated"] == 9 * 22
+    benchmark = run_script("run_evaluation_rewardbench.sh", "--output_dir", str(tmp_path), CATEGORY="chat-hard")
+    assert benchmark.returncode == 0, benchmark.stderr
+    summary = json.loads((tmp_path / "length" / "reward_bench_summary_length.json").read_text())
+    assert summary["complete"] is False
+
+
+@pytest.fixture
+def launcher(tmp_path):
+    """A PYTHON whose folder holds a `deepspeed` that prints its arguments, and optionally an `nvidia-smi`."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "python").symlink_to(sys.executable)
+
+    def write(name, line):
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+
+    write("deepspeed", 'echo "accelerator=$DS_ACCELERATOR $*"')
+
+    def launch(*flags, gpus=0, **settings):
+        write("nvidia-smi", "exit 9" if not gpus else f"seq {gpus}")
+        path = f"{folder}:{os.environ['PATH']}"
+        done = run_script(
+            "run_training.sh", *flags, PYTHON=folder / "python", PATH=path, MODEL_PATH="m", DATA_PATH="a b", **settings
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    return launch
+
+
+def test_training_starts_two_cpu_ranks_where_there_is_no_gpu(launcher):
+    line = launcher("--learning_rate", "1e-4", TRAIN_MODE="pairwise", MARGIN="2")
+    assert line.startswith("accelerator=cpu ")
+    assert "--num_accelerators 2 " in line
+    assert "--train_data_path a b --output_dir output/reward_model_pairwise --training_mode pairwise" in line
+    assert line.endswith("--margin 2 --deepspeed configs/ds_z2_config.json --learning_rate 1e-4")
+
+
+def test_training_takes_every_gpu_or_as_many_as_it_is_told(launcher):
+    assert "--num_gpus 8 " in launcher(gpus=8)
+    assert "--num_gpus 3 " in launcher(gpus=8, NUM_GPUS=3)
+    assert "accelerator= " in launcher(gpus=1)
+
+
+def test_training_on_several_nodes_gives_the_hostfile_to_the_launcher(launcher):
+    line = launcher(HOSTFILE="hosts.txt", NUM_GPUS=4)
+    assert "--hostfile hosts.txt --num_gpus 4 " in line
