@@ -2,12 +2,14 @@
 
 import json
 import re
+from random import Random
 
 import pytest
 
-from codes.common.records import check_train_record, read_jsonl
+from codes.common.records import InputError, check_train_record, read_jsonl
 from codes.construct import gptinst, gptout, verify_correctness
 from codes.construct.bias_checks import source_name
+from codes.construct.verifier_controls import changed_numbers, control_pairs, is_control, shuffled, truncated
 from codes.construct.verify_correctness import combined_outcome, record_outcome
 from tests.loopback_server import LoopbackServer, completion, error
 
@@ -275,3 +277,113 @@ def test_rules_check_biases_of_one_s_own_where_their_file_is_given(tmp_path):
     reasons = [read_jsonl(tmp_path / f"{name}.jsonl")[0] for name in ("with", "without")]
     assert reasons[0]["verdicts"][1]["reason"] == "rejected[0] with nothing but the bias's trait added"
     assert "is its --bias_file missing?" in reasons[1]["dropped"][0]["reason"]
+
+
+# --- Controls and the pointwise question -----------------------------------------------------------------------------
+
+LONG = "Water boils at {} degrees at sea level. It boils earlier on a mountain. Salt raises it a little. So it varies."
+
+
+def many(count):
+    return [row(f"Bad {i}.", chosen=LONG.format(i + 50), id=f"r{i}") for i in range(count)]
+
+
+def longer_wins(request):
+    """Prefers the longer answer: of the controls it sees through truncation alone."""
+    first, second = map(len, shown(request))
+    return verdict("tie" if first == second else "A" if first > second else "B")
+
+
+def test_controls_measure_the_judge_and_enter_no_record(tmp_path):
+    source = write(tmp_path / "in.jsonl", many(40))
+    with LoopbackServer(longer_wins) as server:
+        flags = ["--model_name", "judge", "--base_url", server.base_url]
+        assert run(source, tmp_path / "without.jsonl", *flags, backend="openai") == 0
+        assert len(server.requests) == 80
+        assert run(source, tmp_path / "with.jsonl", *flags, "--controls", 0.5, backend="openai") == 0
+        assert run(source, tmp_path / "without.jsonl", *flags, "--controls", 0.5, backend="openai") == 0
+    assert (tmp_path / "with.jsonl").read_bytes() == (tmp_path / "without.jsonl").read_bytes()
+    found = json.loads((tmp_path / "with.jsonl.controls.json").read_text())
+    assert found == json.loads((tmp_path / "without.jsonl.controls.json").read_text())
+    false_alarms, detections = found["false_alarms"], found["detections"]
+    assert 10 < false_alarms["pairs"] == detections["pairs"] < 30
+    assert false_alarms["rate"] == 0
+    assert false_alarms["by_kind"]["copy"]["outcomes"].keys() == {"not_worse"}
+    assert set(detections["by_kind"]) == {"sentences shuffled", "truncated", "numbers negated"}
+    assert detections["by_kind"]["truncated"]["rate"] == 1
+    assert detections["by_kind"]["numbers negated"]["rate"] == 0
+    low, high = detections["ci95"]
+    assert 0 < low < detections["rate"] < high < 1
+    assert (found["share"], found["model"], found["judge"]) == (0.5, "judge", "openai")
+
+
+def test_a_judge_that_says_a_to_everything_raises_no_false_alarm_and_detects_nothing(tmp_path):
+    source = write(tmp_path / "in.jsonl", many(3))
+    with LoopbackServer(lambda request: verdict("A")) as server:
+        flags = ["--model_name", "judge", "--base_url", server.base_url, "--controls", 0.99]
+        assert run(source, tmp_path / "out.jsonl", *flags, backend="openai") == 0
+    found = json.loads((tmp_path / "out.jsonl.controls.json").read_text())
+    assert found["false_alarms"]["rate"] == found["detections"]["rate"] == 0
+    assert found["detections"]["outcomes"] == {"undecided": 3}
+
+
+def test_controls_without_a_judge_are_refused(tmp_path):
+    source = write(tmp_path / "in.jsonl", many(1))
+    with pytest.raises(InputError, match="--controls"):
+        run(source, tmp_path / "out.jsonl", "--controls", 0.1)
+    with pytest.raises(SystemExit):
+        run(source, tmp_path / "out.jsonl", "--controls", 1.5)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "answer", "broken"),
+    [
+        (changed_numbers, "It is 5, or -3.5 at 20 C.", "It is -5, or 3.5 at -20 C."),
+        (changed_numbers, "No figures, but x2 and B12.", None),
+        (truncated, "abcdefghij" * 6, "abcdefghij" * 2 + "abcd"),
+        (truncated, "Too short.", None),
+        (shuffled, "One here. Two here.", None),
+    ],
+)
+def test_damage_breaks_an_answer_in_a_known_way(damage, answer, broken):
+    assert damage(answer, Random(0)) == broken
+
+
+def test_shuffling_keeps_every_sentence():
+    answer = LONG.format(100)
+    mixed = shuffled(answer, Random(0))
+    assert mixed != answer
+    assert sorted(word.strip(".") for word in mixed.split()) == sorted(word.strip(".") for word in answer.split())
+
+
+def test_controls_are_drawn_by_seed_and_id():
+    drawn = [sum(is_control(str(i), 0.02, seed) for i in range(20_000)) for seed in (0, 1)]
+    assert all(340 < count < 460 for count in drawn)
+    assert control_pairs(many(1)[0], 3) == control_pairs(many(1)[0], 3)
+    assert control_pairs(row(BAD, chosen="Error code: 500"), 3) == []
+    assert [pair.group for pair in control_pairs(row(BAD, chosen="Yes"), 3)] == ["sham"]
+
+
+def test_faults_are_recorded_on_request_and_decide_nothing(tmp_path):
+    def script(request):
+        if "What is wrong with this answer" in request.prompt:
+            return completion(json.dumps({"faults": ["It is not 5."]}))
+        return fair_judge(request)
+
+    source = write(tmp_path / "in.jsonl", [row(BAD)])
+    with LoopbackServer(script) as server:
+        flags = ["--model_name", "judge", "--base_url", server.base_url]
+        assert run(source, tmp_path / "out.jsonl", *flags, "--pointwise", backend="openai") == 0
+        assert len(server.requests) == 3
+        with pytest.raises(InputError, match="pointwise"):
+            run(source, tmp_path / "out.jsonl", *flags, backend="openai")
+    with LoopbackServer(
+        lambda r: completion("all is well") if "What is wrong" in r.prompt else fair_judge(r)
+    ) as server:
+        flags = ["--model_name", "judge", "--base_url", server.base_url]
+        assert run(source, tmp_path / "bad.jsonl", *flags, "--pointwise", backend="openai") == 3
+    (good,), (failed,) = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("out", "bad"))
+    assert good["verdicts"][0]["pointwise"]["faults"] == ["It is not 5."]
+    assert failed["verdicts"][0]["pointwise"]["faults"] is None
+    assert good["verify_correctness"] == failed["verify_correctness"] == "CHOSEN_IS_BEST"

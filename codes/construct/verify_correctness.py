@@ -7,22 +7,27 @@ Mechanical checks come first (error texts, answers equal to another). Then, with
 rejected answer with the chosen one in both orders, without knowing which is which; where the orders disagree the answer
 is undecided. With `rules` the mechanical checks of the injection decide, answers without provenance are taken as given,
 and the verdicts say so. A record is CHOSEN_IS_BEST if a rejected answer was found worse: those stay, the others move to
-`dropped` with the reason. Otherwise nothing is dropped: CHOSEN_NOT_BEST, UNDECIDED, FAILED or SKIPPED.
+`dropped` with the reason. Otherwise nothing is dropped: CHOSEN_NOT_BEST, UNDECIDED, FAILED or SKIPPED. --controls
+measures the judge itself on pairs whose right verdict is known.
 """
 
 import argparse
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from codes.common.cli import command_parser, run_main
-from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
-from codes.common.records import CHOSEN_IS_BEST, aligned_bias_types
+from codes.common.cli import command_parser, fraction, run_main
+from codes.common.llm import Ask, Backend, Call, CallFailed, RunCounts, run_rows
+from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, write_json
 from codes.construct import api
 from codes.construct.bias_checks import looks_like_error, source_name
 from codes.construct.bias_definitions import BUILT_IN, Bias, add_bias_file_flag, definitions_setting, known_biases
 from codes.construct.bias_rules import RULES_VERSION
-from codes.construct.build_prompt import PROMPT_VERSION, parse_verdict, verdict_prompt
+from codes.construct.build_prompt import PROMPT_VERSION, fault_prompt, parse_faults, parse_verdict, verdict_prompt
+from codes.construct.verifier_controls import CONTROLS_VERSION, control_pairs, controls_report, is_control, report_text
+
+logger = logging.getLogger(__name__)
 
 # Outcomes of one rejected answer. Only "worse" makes it a training example.
 WORSE, NOT_WORSE, UNDECIDED, FAILED, SKIPPED = "worse", "not_worse", "undecided", "failed", "skipped"
@@ -34,30 +39,68 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = known_biases(args.bias_file)
     backend = api.make_backend(args)
 
-    async def process(record: dict, ask: Ask) -> dict:
-        return await verify_record(record, ask, backend, known)
+    if args.controls and args.backend == "rules":
+        raise InputError("--controls: measures a judge, and the rules do not judge; use --backend openai")
+    controls: dict[str, list[tuple[str, str, str]]] = {}
 
+    async def process(record: dict, ask: Ask) -> dict:
+        verified = await verify_record(record, ask, backend, known, pointwise=args.pointwise)
+        if is_control(str(record["id"]), args.controls, args.seed):
+            controls[str(record["id"])] = await judge_controls(record, ask, backend, args.seed)
+        return verified
+
+    configuration = {"command": "verify_correctness", "prompt_version": PROMPT_VERSION, **definitions_setting(known)}
+    if args.pointwise:  # controls change no record, so a run may be measured later
+        configuration["pointwise"] = True
     counts = run_rows(
         rows,
         process,
         backend,
         Path(args.output_file),
-        {"command": "verify_correctness", "prompt_version": PROMPT_VERSION, **definitions_setting(known)},
+        configuration,
         concurrency=args.concurrency,
         total=total,
         desc="verify",
     )
+    if args.controls and isinstance(counts, RunCounts):
+        outcomes = [outcome for row_id in sorted(controls) for outcome in controls[row_id]]
+        write_controls(Path(args.output_file), outcomes, args, backend)
     return api.report(counts, args.output_file)
+
+
+def write_controls(output: Path, outcomes: list[tuple[str, str, str]], args: argparse.Namespace, backend: Backend):
+    """Write OUT.controls.json: how often the judge called sham and damaged answers worse."""
+    rates = controls_report(outcomes)
+    judge = {"judge": backend.name, "model": backend.model, "prompt_version": PROMPT_VERSION}
+    judge |= {"sampling": api.sampling_settings(backend), "controls_version": CONTROLS_VERSION}
+    path = output.with_name(output.name + ".controls.json")
+    write_json(path, {"share": args.controls, "seed": args.seed, **judge, **rates})
+    logger.info("%s: %s", path, report_text(rates))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = command_parser(__doc__, "codes.construct.verify_correctness")
     api.add_construction_flags(parser, temperature=0.0)
+    parser.add_argument(
+        "--controls",
+        type=fraction,
+        default=0.0,
+        metavar="SHARE",
+        help="share of the records whose chosen answer is also judged against an unchanged and a damaged version of "
+        "itself, to measure the judge; the rates go to OUT.controls.json and the pairs nowhere (0.02 is a good start)",
+    )
+    parser.add_argument(
+        "--pointwise",
+        action="store_true",
+        help="also ask what is wrong with each rejected answer; recorded in its verdict, decides nothing",
+    )
     add_bias_file_flag(parser)
     return parser.parse_args(argv)
 
 
-async def verify_record(record: dict, ask: Ask, backend: Backend, known: Mapping[str, Bias] = BUILT_IN) -> dict:
+async def verify_record(
+    record: dict, ask: Ask, backend: Backend, known: Mapping[str, Bias] = BUILT_IN, *, pointwise: bool = False
+) -> dict:
     """The record with ``verify_correctness``, ``verdicts`` for what stays in ``rejected``, and ``dropped``."""
     settled = [mechanical_verdict(record, position) for position in range(len(record["rejected"]))]
     if backend.name == "rules":
@@ -65,7 +108,7 @@ async def verify_record(record: dict, ask: Ask, backend: Backend, known: Mapping
         _follow_sources(record, verdicts)
     else:
         judged = {
-            position: judge_answer(record, position, ask, backend)
+            position: judge_answer(record, position, ask, backend, pointwise=pointwise)
             for position, verdict in enumerate(settled)
             if verdict is None
         }
@@ -144,9 +187,11 @@ def _plain(text: str) -> str:
 # --- The judge -------------------------------------------------------------------------------------------------------
 
 
-async def judge_answer(record: dict, position: int, ask: Ask, backend: Backend) -> dict:
+async def judge_answer(record: dict, position: int, ask: Ask, backend: Backend, *, pointwise: bool = False) -> dict:
     """One rejected answer against the chosen one, in both orders, as two requests that say nothing about either."""
-    orders = await asyncio.gather(*(_judge_order(record, position, first, ask) for first in ("chosen", "rejected")))
+    rejected = record["rejected"][position]
+    asked = [_judge_order(record, rejected, first, ask) for first in ("chosen", "rejected")]
+    *orders, faults = await asyncio.gather(*asked, _faults(record, rejected, ask) if pointwise else _nothing())
     outcome = combined_outcome([order["better"] for order in orders])
     return {
         "judge": backend.name,
@@ -156,12 +201,41 @@ async def judge_answer(record: dict, position: int, ask: Ask, backend: Backend) 
         "outcome": outcome,
         "reason": _REASONS[outcome],
         "orders": orders,
+        **({"pointwise": faults} if pointwise else {}),
     }
 
 
-async def _judge_order(record: dict, position: int, first: str, ask: Ask) -> dict:
+async def _nothing() -> None:
+    return None
+
+
+async def _faults(record: dict, rejected: str, ask: Ask) -> dict:
+    """What a judge who sees nothing but the answer finds wrong with it; null where there is no such reply."""
+    key = f"{record['id']}/faults {source_name(rejected)}/0"
+    try:
+        reply = (
+            await ask(Call(key, fault_prompt(record["question"], rejected), {"kind": "faults"}), _faults_problem)
+        ).text
+    except CallFailed:
+        return {"reply": None, "faults": None}
+    return {"reply": reply, "faults": parse_faults(reply)}
+
+
+def _faults_problem(reply: str) -> str | None:
+    return None if parse_faults(reply) is not None else f"the reply lists no faults: {' '.join(reply.split())[:120]!r}"
+
+
+async def judge_controls(record: dict, ask: Ask, backend: Backend, seed: int) -> list[tuple[str, str, str]]:
+    """(group, kind, outcome) of the record's control pairs, judged as its rejected answers are."""
+    pairs = control_pairs(record, seed)
+    judged = (judge_answer({**record, "rejected": [pair.answer]}, 0, ask, backend) for pair in pairs)
+    verdicts = await asyncio.gather(*judged)
+    return [(pair.group, pair.kind, verdict["outcome"]) for pair, verdict in zip(pairs, verdicts)]
+
+
+async def _judge_order(record: dict, rejected: str, first: str, ask: Ask) -> dict:
     """``better`` is chosen, rejected, tie, unparsable or failed."""
-    chosen, rejected = record["chosen"], record["rejected"][position]
+    chosen = record["chosen"]
     answers = (chosen, rejected) if first == "chosen" else (rejected, chosen)
     second = "rejected" if first == "chosen" else "chosen"
     row_id = str(record["id"])

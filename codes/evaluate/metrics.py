@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-Z_95 = 1.959963984540054  # the 97.5% quantile of the normal distribution
+from codes.common.intervals import wilson_interval as wilson_interval  # imported from here by what prints figures
+
 BOOTSTRAP_RESAMPLES = 2000
 
 # Rows of each subset in the filtered split of allenai/reward-bench, by section.
@@ -114,17 +115,6 @@ def _aligned(left: Sequence[bool], right: Sequence[bool]) -> tuple[np.ndarray, n
 
 
 # --- Intervals and tests -----------------------------------------------------------------------------------------
-
-
-def wilson_interval(successes: int, trials: int) -> list[float] | None:
-    """95% score interval of a proportion as [low, high] (Wilson 1927); None without trials."""
-    if not trials:
-        return None
-    share, square = successes / trials, Z_95**2
-    centre = (share + square / (2 * trials)) / (1 + square / trials)
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + square / (4 * trials**2)) / (1 + square / trials)
-    # At 0 and at all successes the bound is exact; rounding would leave 1e-17 instead.
-    return [0.0 if successes == 0 else centre - half, 1.0 if successes == trials else centre + half]
 
 
 def mcnemar_exact(lost: int, gained: int) -> float:
