@@ -136,6 +136,50 @@ def test_an_llm_is_asked_for_a_question_and_then_for_its_answer(tmp_path):
     assert (made["backend"], made["model"], made["method"], made["prompt_version"]) == ("openai", "m", "generated", "1")
 
 
+@pytest.mark.parametrize(
+    ("replies", "kept", "asked"),
+    [
+        (["Picasso painted it there."], "Picasso painted it there.", 1),
+        (["It was Picasso. " * 9, "It was Picasso, in Paris."], "It was Picasso, in Paris.", 2),
+        (["No", "It was Picasso, in Paris."], "It was Picasso, in Paris.", 2),
+        (["It was Picasso. " * 4, "It was Picasso. " * 9], "It was Picasso. " * 4, 2),
+    ],
+)
+def test_an_answer_of_another_length_is_asked_for_again_once_and_the_nearer_is_kept(replies, kept, asked, tmp_path):
+    prompts = []
+
+    def script(request):
+        if "Write one new question" in request.prompt:
+            return completion("Who painted Guernica?")
+        prompts.append(request.prompt)
+        return completion(replies[len(prompts) - 1])
+
+    with LoopbackServer(script) as server:
+        assert run_openai(write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl", server) == 0
+    (record,) = read_jsonl(tmp_path / "out.jsonl")
+    made = record["provenance"][-1]
+    assert (record["rejected"][-1], made["answers_asked"], len(prompts)) == (kept, asked, asked)
+    assert made["length_ratio"] == round(len(kept.strip()) / len(ROWS[0]["chosen"]), 3)
+    assert bool(made["checks"]) == (made["length_ratio"] > 2)
+    assert ["An earlier answer had" in prompt for prompt in prompts] == [False, True][:asked]
+
+
+def test_a_second_answer_that_fails_leaves_the_first_until_a_rerun(tmp_path):
+    def script(request):
+        if "Write one new question" in request.prompt:
+            return completion("Who painted Guernica?")
+        return completion(None, refusal="no") if "An earlier answer" in request.prompt else completion("No")
+
+    source, output = write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl"
+    with LoopbackServer(script) as server:
+        assert run_openai(source, output, server) == 3
+    assert read_jsonl(output)[0]["rejected"][-1] == "No"
+    with LoopbackServer(lambda request: completion("It was Picasso, in Paris.")) as server:
+        assert run_openai(source, output, server) == 0
+        assert len(server.requests) == 1
+    assert read_jsonl(output)[0]["rejected"][-1] == "It was Picasso, in Paris."
+
+
 def test_a_proposal_that_does_not_differ_is_asked_for_again(tmp_path):
     proposals = iter([ROWS[0]["question"], ROWS[0]["question"].upper(), "Who painted Guernica?"])
     with LoopbackServer(

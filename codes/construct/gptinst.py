@@ -4,14 +4,15 @@
         --backend rules
 
 With `openai`, an LLM is asked for a question close to the record's, which is checked to differ, and then for a good
-answer to it, about as long as the chosen one. With `rules`, question and answer are another record's of the same file:
-the most similar in wording among those with an answer of similar length. The question is stored as `similar_question`,
-the answer's `bias_type` is "gptinst".
+answer to it, about as long as the chosen one; an answer far off that length is asked for again, once. With `rules`,
+question and answer are another record's of the same file: the most similar in wording among those with an answer of
+similar length. The question is stored as `similar_question`, the answer's `bias_type` is "gptinst".
 """
 
 import argparse
 import difflib
 import heapq
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -65,13 +66,14 @@ async def add_gptinst(record: dict, ask: Ask, backend: Backend, pool: Sequence["
     try:
         if backend.name == "rules":
             question, answer = await _from_pool(record, ask, pool)
+            answers_asked = 0
         else:
-            question, answer = await _from_llm(record, ask)
+            question, answer, answers_asked = await _from_llm(record, ask)
     except CallFailed:  # listed by the runner
         return record
     checks = [] if normal_space(answer) != normal_space(record["chosen"]) else ["the same text as the chosen answer"]
-    ratio = len(answer.strip()) / len(record["chosen"].strip())
-    if not LENGTH_SPAN[0] <= ratio <= LENGTH_SPAN[1]:
+    ratio = length_ratio(answer, record["chosen"])
+    if is_far_off(ratio):
         checks.append(f"{ratio:.2f} times as long as the chosen answer")
     provenance = {
         "command": "gptinst",
@@ -82,13 +84,18 @@ async def add_gptinst(record: dict, ask: Ask, backend: Backend, pool: Sequence["
         "method": "another record's question and answer" if backend.name == "rules" else "generated",
         "sampling": api.sampling_settings(backend),
         "question_similarity": round(wording_overlap(as_text(record["question"]), question), 3),
+        "length_ratio": round(ratio, 3),
+        **({"answers_asked": answers_asked} if answers_asked else {}),
         "checks": checks,
     }
     return api.with_rejected(record, [answer], ["gptinst"], [provenance], similar_question=question)
 
 
-async def _from_llm(record: dict, ask: Ask) -> tuple[str, str]:
-    """A different question and an answer to it. Raises CallFailed where the last proposal is too close as well."""
+async def _from_llm(record: dict, ask: Ask) -> tuple[str, str, int]:
+    """A different question, an answer to it, and how many answers were asked for.
+
+    Raises CallFailed where the last proposed question is too close as well.
+    """
     row_id = str(record["id"])
 
     def problem(question: str) -> str | None:
@@ -101,8 +108,34 @@ async def _from_llm(record: dict, ask: Ask) -> tuple[str, str]:
         question = (await ask(call, problem if attempt == PROPOSALS - 1 else None)).text.strip()
         if problem(question) is None:
             break
-    call = Call(f"{row_id}/gptinst_answer/0", answer_prompt(question, record["chosen"]), {"kind": "answer"})
-    return question, (await ask(call, reply_problem)).text
+    return question, *await _answer_of_length(question, record, ask)
+
+
+async def _answer_of_length(question: str, record: dict, ask: Ask) -> tuple[str, int]:
+    """An answer about as long as the chosen one, and how many were asked for; one far off is asked for again, once.
+
+    The nearer of the two is kept; where the second call fails, the first answer is.
+    """
+    key, chosen = f"{record['id']}/gptinst_answer", record["chosen"]
+    first = (await ask(Call(f"{key}/0", answer_prompt(question, chosen), {"kind": "answer"}), reply_problem)).text
+    if not is_far_off(length_ratio(first, chosen)):
+        return first, 1
+    again = Call(f"{key}/1", answer_prompt(question, chosen, earlier=first), {"kind": "answer"})
+    try:
+        second = (await ask(again, reply_problem)).text
+    except CallFailed:  # listed by the runner, so that a rerun asks again
+        return first, 2
+    return min((first, second), key=lambda answer: abs(math.log(length_ratio(answer, chosen)))), 2
+
+
+def length_ratio(answer: str, chosen: str) -> float:
+    """Characters of the answer over characters of the chosen one, outer white space left out."""
+    return len(answer.strip()) / len(chosen.strip())
+
+
+def is_far_off(ratio: float) -> bool:
+    """Whether a length ratio is outside of LENGTH_SPAN."""
+    return not LENGTH_SPAN[0] <= ratio <= LENGTH_SPAN[1]
 
 
 def question_problem(record: dict, question: str) -> str | None:
