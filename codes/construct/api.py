@@ -4,7 +4,8 @@ import argparse
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from codes.common.chat_replies import Answer, Call
@@ -20,6 +21,7 @@ from codes.common.records import (
     parse_record,
 )
 from codes.common.row_runner import failures_path, journal_path
+from codes.common.shards import Shard
 from codes.common.spending import Prices, Spending
 from codes.common.survey import Survey
 from codes.construct.bias_rules import RULES_VERSION, inject, rules_rng
@@ -70,6 +72,11 @@ def add_construction_flags(
     files.add_argument("--input_file", required=True, metavar="IN", help="train records, JSONL")
     files.add_argument(output_flag, required=True, metavar="OUT", help="where the output goes; journals are beside it")
     files.add_argument("--limit", type=positive_int, metavar="N", help="use the first N records only (default: all)")
+    files.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only part I of N of the rows, into an output of its own; codes.construct.merge joins them",
+    )
     backend = parser.add_argument_group("backend")
     backend.add_argument(
         "--backend",
@@ -170,7 +177,8 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         raise InputError("--dry_run and --status: choose one")
     prices = None if args.price_in is None else Prices(args.price_in, args.price_out)
     mode = "estimate" if args.dry_run else "status" if args.status else "ask"
-    return RunOptions(mode=mode, spending=Spending(prices, args.max_cost))
+    shard = str(Shard.parse(args.shard)) if args.shard else None
+    return RunOptions(mode=mode, shard=shard, spending=Spending(prices, args.max_cost))
 
 
 def make_backend(args: argparse.Namespace) -> Backend:
@@ -203,7 +211,7 @@ def sampling_settings(backend: Backend) -> dict:
 # --- Input and result ------------------------------------------------------------------------------------------------
 
 
-def input_rows(args: argparse.Namespace) -> tuple[Callable[[], Iterator[dict]], int]:
+def input_rows(args: argparse.Namespace) -> tuple["InputRows", int]:
     """A function that streams the checked input records (each with an id), and how many there are.
 
     The whole input is read before this returns, so that a bad line stops the run before any work is done.
@@ -217,12 +225,25 @@ def input_rows(args: argparse.Namespace) -> tuple[Callable[[], Iterator[dict]], 
             raise InputError(f"--output_file {output}: the run would write over its own input; choose another name")
     for _ in iter_jsonl(args.input_file, check_construction_record):
         pass
-    count = sum(1 for _ in iter_train_records(args.input_file))
+    for _ in iter_train_records(args.input_file):
+        pass
+    rows = InputRows(args.input_file, args.limit, Shard.parse(args.shard) if args.shard else None)
+    return rows, sum(1 for _ in rows())
 
-    def rows() -> Iterator[dict]:
-        return itertools.islice(iter_train_records(args.input_file), args.limit)
 
-    return rows, min(count, args.limit or count)
+@dataclass(frozen=True)
+class InputRows:
+    """Called, it streams the rows that a run is about; ``whole`` streams those of all shards."""
+
+    input_file: str
+    limit: int | None
+    shard: Shard | None
+
+    def __call__(self) -> Iterator[dict]:
+        return (row for row in self.whole() if self.shard is None or self.shard.holds(str(row["id"])))
+
+    def whole(self) -> Iterator[dict]:
+        return itertools.islice(iter_train_records(self.input_file), self.limit)
 
 
 def check_construction_record(record: dict) -> None:
