@@ -104,6 +104,16 @@ def test_positions_are_half_and_half_and_differ_between_biases(source, tmp_path)
     assert read_jsonl(tmp_path / "three" / "length_bias.jsonl") != read_jsonl(tmp_path / "one" / "length_bias.jsonl")
 
 
+def test_shards_have_the_rows_of_the_whole(source, tmp_path):
+    flags = ["--bias_types", "beauty", "gender"]
+    run(source, tmp_path / "whole", *flags)
+    run(source, tmp_path / "1", *flags, "--shard", "1/2")
+    run(source, tmp_path / "2", *flags, "--shard", "2/2")
+    for bias in ("beauty", "gender"):
+        whole, *parts = (read_jsonl(tmp_path / name / f"{bias}_bias.jsonl") for name in ("whole", "1", "2"))
+        assert sorted(parts[0] + parts[1], key=lambda row: row["id"]) == whole
+
+
 def test_doses_are_graded_and_recorded(source, tmp_path):
     means = []
     for dose in (1, 2, 3):
@@ -198,6 +208,9 @@ def test_bad_usage_is_refused_before_anything_is_written(source, tmp_path):
     (tmp_path / "length_bias.jsonl").write_bytes(source.read_bytes())
     with pytest.raises(InputError, match="over its own input"):
         run(tmp_path / "length_bias.jsonl", tmp_path)
+    (tmp_path / "race_bias.jsonl").write_bytes(source.read_bytes())
+    with pytest.raises(InputError, match="over its own input"):
+        run(tmp_path / "race_bias.jsonl", tmp_path)
     assert not (tmp_path / "eval").exists()
 
 

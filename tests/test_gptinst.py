@@ -57,6 +57,14 @@ def test_the_choice_does_not_depend_on_the_order_of_the_input(tmp_path):
     assert read_jsonl(tmp_path / "one.jsonl") == read_jsonl(tmp_path / "two.jsonl")[::-1]
 
 
+def test_shards_choose_among_all_records(tmp_path):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    for name, flags in (("whole", []), ("1", ["--shard", "1/2"]), ("2", ["--shard", "2/2"])):
+        run(source, tmp_path / f"{name}.jsonl", *flags)
+    whole, *parts = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("whole", "1", "2"))
+    assert sorted(parts[0] + parts[1], key=lambda record: record["id"]) == whole
+
+
 def test_a_record_alone_in_its_file_is_kept_and_listed(tmp_path):
     assert run(write(tmp_path / "in.jsonl", ROWS[:1]), tmp_path / "out.jsonl") == 3
     assert read_jsonl(tmp_path / "out.jsonl") == ROWS[:1]

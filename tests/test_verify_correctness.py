@@ -340,6 +340,7 @@ def test_controls_without_a_judge_are_refused(tmp_path):
     ("damage", "answer", "broken"),
     [
         (changed_numbers, "It is 5, or -3.5 at 20 C.", "It is -5, or 3.5 at -20 C."),
+        (changed_numbers, "1. Take 2 eggs.\n2. It is 5. Wait\n10", "1. Take -2 eggs.\n2. It is -5. Wait\n-10"),
         (changed_numbers, "No figures, but x2 and B12.", None),
         (truncated, "abcdefghij" * 6, "abcdefghij" * 2 + "abcd"),
         (truncated, "Too short.", None),

@@ -92,7 +92,7 @@ function tidied(pieces) {
 
 // --- One record -----------------------------------------------------------------------------------------------------
 
-const TONE = { worse: "good", not_worse: "bad", undecided: "unsure", failed: "bad", skipped: "unsure",
+const TONE = { __proto__: null, worse: "good", not_worse: "bad", undecided: "unsure", failed: "bad", skipped: "unsure",
   CHOSEN_IS_BEST: "good", CHOSEN_NOT_BEST: "bad", UNDECIDED: "unsure", FAILED: "bad", SKIPPED: "unsure" };
 
 function article(record, number) {

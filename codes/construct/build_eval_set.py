@@ -15,7 +15,7 @@ pairs are the chosen answer and a polished version of it. Which response is the 
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -57,8 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--output_dir {folder}: is a file")
     runs = [argparse.Namespace(**{**vars(args), "output_file": str(folder / f"{name}_bias.jsonl")}) for name in biases]
-    sources = [api.input_rows(run) for run in runs]  # every check of every file before any work is done
-    return max(build(name, biases[name], run, *source) for name, run, source in zip(biases, runs, sources))
+    for run in runs[1:]:
+        refuse_output(run)
+    rows, total = api.input_rows(runs[0])  # every check before any work is done; all files are made from the same rows
+    return max(build(name, biases[name], run, rows, total) for name, run in zip(biases, runs))
+
+
+def refuse_output(args: argparse.Namespace) -> None:
+    """Raise InputError where an output is a folder or the input itself."""
+    output = Path(args.output_file)
+    if output.is_dir():
+        raise InputError(f"--output_dir: {output} is a folder")
+    if output.exists() and Path(args.input_file).exists() and output.samefile(args.input_file):
+        raise InputError(f"--output_dir: the run would write over its own input, {output}; choose another folder")
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -115,12 +126,10 @@ def biases_to_build(args: argparse.Namespace) -> dict[str, Bias | None]:
     return {**{n: b for n, b in defined.items() if n in INJECTED_BIASES}, **dict.fromkeys(others), **own}
 
 
-def build(
-    name: str, bias: Bias | None, args: argparse.Namespace, rows: Callable[[], Iterator[dict]], total: int
-) -> int:
+def build(name: str, bias: Bias | None, args: argparse.Namespace, rows: api.InputRows, total: int) -> int:
     """Write one bias's file; the exit status."""
     backend = api.make_backend(args)
-    first = {} if name == REFINEMENT_BIAS else better_first(rows(), name, args.seed)
+    first = {} if name == REFINEMENT_BIAS else better_first(rows.whole(), name, args.seed)
 
     async def process(record: dict, ask: Ask) -> dict | None:
         if problem := unusable(record, name):
@@ -129,7 +138,8 @@ def build(
             return await refinement_pair(record, ask, backend)
         rewrite = partial(stated_pair, name) if bias is None else partial(rewritten_pair, bias, ask)
         worse, better = await rewrite(record, backend, args.seed, args.dose)
-        return bias_pair(record, worse, better, backend, first[str(record["id"])])
+        made_by = "rules" if bias is None else backend.name
+        return bias_pair(record, worse, better, made_by, first[str(record["id"])])
 
     configuration = {
         "command": "build_eval_set",
@@ -181,7 +191,7 @@ def better_first(records: Iterator[dict], bias: str, seed: int) -> dict[str, boo
     return {name: position % 2 == 0 for position, name in enumerate(drawn)}
 
 
-def bias_pair(record: dict, worse: Rewrite, better: Rewrite, backend: Backend, better_is_first: bool) -> dict:
+def bias_pair(record: dict, worse: Rewrite, better: Rewrite, made_by: str, better_is_first: bool) -> dict:
     """The row of an evaluation file."""
     originals = [record["chosen"], worse_answer(record)]
     rewritten = [better[0], worse[0]]
@@ -196,7 +206,7 @@ def bias_pair(record: dict, worse: Rewrite, better: Rewrite, backend: Backend, b
         "rewritten_response1": rewritten[0],
         "rewritten_response2": rewritten[1],
         "label": "response1" if better_is_first else "response2",
-        "rewritten_by": backend.name,
+        "rewritten_by": made_by,
         "rewrites": {"better": better[1], "worse": worse[1]},
     }
 

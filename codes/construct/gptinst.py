@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     rows, total = api.input_rows(args)
     backend = api.make_backend(args)
-    pool = make_pool(rows(), args.seed) if args.backend == "rules" else []
+    pool = make_pool(rows.whole(), args.seed) if args.backend == "rules" else []
 
     async def process(record: dict, ask: Ask) -> dict:
         return await add_gptinst(record, ask, backend, pool)

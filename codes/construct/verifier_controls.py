@@ -70,11 +70,18 @@ def truncated(answer: str, rng: Random) -> str | None:
 
 def changed_numbers(answer: str, rng: Random) -> str | None:
     """The answer with the sign of every number turned, or None without a number. Marks of numbered lists stay."""
-    changed = _NUMBER.sub(lambda match: match.group()[1:] if match.group()[0] == "-" else f"-{match.group()}", answer)
+
+    def turned(match: re.Match) -> str:
+        number = match.group("number")
+        if number is None:
+            return match.group()
+        return number[1:] if number.startswith("-") else f"-{number}"
+
+    changed = _NUMBER.sub(turned, answer)
     return None if changed == answer else changed
 
 
-_NUMBER = re.compile(r"(?<![\w.,/:-])-?\d+(?:[.,]\d+)*(?![\w/:-])(?![.)]\s+\S.*\n)")
+_NUMBER = re.compile(r"(?m)^[ \t]*\d{1,3}[.)][ \t]|(?<![\w.,/:-])(?P<number>-?\d+(?:[.,]\d+)*)(?![\w/:-])")
 
 DAMAGES: dict[str, Callable[[str, Random], str | None]] = {
     "sentences shuffled": shuffled,
