@@ -9,6 +9,7 @@ own, ``python -m tests.loopback_server --port_file FILE [--allowed 32] [--faults
 import argparse
 import asyncio
 import contextlib
+import email
 import hashlib
 import json
 import random
@@ -87,6 +88,93 @@ def empty_choices() -> Reply:
     return Reply(body=b'{"object": "chat.completion", "choices": [], "usage": {"prompt_tokens": 3}}')
 
 
+class Batches:
+    """The Batch API: files go in, batches answer them with the server's script, results come out in any order.
+
+    A batch is at work until ``status`` is set to how it ends. Requests for which ``expires`` holds are in the file of
+    errors, ``forgets`` leaves them out of both.
+    """
+
+    def __init__(self, answer: Callable[[dict], Reply]):
+        self.answer = answer
+        self.status = "in_progress"
+        self.expires: Callable[[str], bool] = lambda prompt: False
+        self.forgets: Callable[[str], bool] = lambda prompt: False
+        self.files: dict[str, bytes] = {}
+        self.batches: dict[str, dict] = {}
+        self.refusals: list[Reply] = []  # for the next requests, in turn
+
+    def reply(self, method: str, path: str, headers: dict[str, str], body: bytes) -> Reply:
+        if self.refusals:
+            return self.refusals.pop(0)
+        path, _, _ = path.removeprefix("/v1").partition("?")
+        if (method, path) == ("POST", "/files"):
+            return self._json({"id": self._store(_uploaded(headers, body)), "object": "file", "purpose": "batch"})
+        if (method, path) == ("POST", "/batches"):
+            return self._json(self._create(json.loads(body)))
+        if path == "/batches":
+            listed = list(reversed(self.batches.values()))
+            return self._json({"object": "list", "data": listed, "has_more": False})
+        if path.startswith("/batches/"):
+            batch = self.batches[path.split("/")[2]]
+            if self.status != "in_progress" and batch["status"] == "in_progress":
+                self._finish(batch)
+            return self._json(batch)
+        return Reply(body=self.files[path.split("/")[2]], headers={"content-type": "application/octet-stream"})
+
+    def _create(self, body: dict) -> dict:
+        batch = {
+            "id": f"batch_{len(self.batches)}",
+            "object": "batch",
+            "status": "in_progress",
+            "created_at": 0,
+            **body,
+        }
+        lines = self.files[body["input_file_id"]].splitlines()
+        batch["request_counts"] = {"total": len(lines), "completed": 0, "failed": 0}
+        self.batches[batch["id"]] = batch
+        return batch
+
+    def _finish(self, batch: dict) -> None:
+        batch["status"] = self.status
+        if self.status == "failed":
+            batch["errors"] = {"object": "list", "data": [{"code": "invalid", "message": "the file is not valid"}]}
+            return
+        answered, failed = [], []
+        for line in map(json.loads, self.files[batch["input_file_id"]].splitlines()):
+            prompt = line["body"]["messages"][-1]["content"]
+            result = {"id": "r", "custom_id": line["custom_id"], "response": None, "error": None}
+            if self.forgets(prompt):
+                continue
+            if self.expires(prompt):
+                failed.append({**result, "error": {"code": "batch_expired", "message": "not done in time"}})
+                continue
+            reply = self.answer(line["body"])
+            response = {"status_code": reply.status, "request_id": "q", "body": json.loads(reply.body)}
+            (answered if reply.status == 200 else failed).append({**result, "response": response})
+        random.Random(1).shuffle(answered)
+        for name, results in (("output_file_id", answered), ("error_file_id", failed)):
+            if results:
+                batch[name] = self._store("".join(json.dumps(result) + "\n" for result in results).encode())
+
+    def _store(self, content: bytes) -> str:
+        self.files[f"file-{len(self.files)}"] = content
+        return f"file-{len(self.files) - 1}"
+
+    @staticmethod
+    def _json(value: dict) -> Reply:
+        return Reply(body=json.dumps(value).encode())
+
+
+def _uploaded(headers: dict[str, str], body: bytes) -> bytes:
+    """The part named ``file`` of a multipart form."""
+    form = b"content-type: " + headers["content-type"].encode() + b"\r\n\r\n" + body
+    for part in email.message_from_bytes(form).get_payload():
+        if part.get_param("name", header="content-disposition") == "file":
+            return part.get_payload(decode=True)
+    raise ValueError("no file in the form")
+
+
 class LoopbackServer:
     """Serves ``script`` from a thread while the ``with`` block runs; ``requests`` are in order of arrival."""
 
@@ -101,6 +189,7 @@ class LoopbackServer:
         self._loop = asyncio.new_event_loop()
         self._connections: set[asyncio.Task] = set()
         self.base_url = ""
+        self.batches = Batches(lambda body: self.script(Request(body, {}, 0, 0, 1, time.monotonic())))
 
     def served(self) -> Counter:
         """How often each prompt was answered whole."""
@@ -144,7 +233,12 @@ class LoopbackServer:
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         headers = {name.lower(): value.strip() for name, value in re.findall(r"(?m)^([^:\r\n]+):(.*)$", head)}
-        body = json.loads(await reader.readexactly(int(headers.get("content-length", 0))) or b"{}")
+        body = await self._body(reader, headers)
+        method, path, _ = head.split(" ", 2)
+        if re.match(r"/v1/(files|batches)", path):
+            await self._send(writer, self.batches.reply(method, path, headers, body))
+            return True
+        body = json.loads(body or b"{}")
         prompt = hashlib.md5(json.dumps(body.get("messages")).encode()).digest()
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
@@ -164,6 +258,16 @@ class LoopbackServer:
         finally:
             self._in_flight -= 1
         return True
+
+    async def _body(self, reader: asyncio.StreamReader, headers: dict[str, str]) -> bytes:
+        if headers.get("transfer-encoding") != "chunked":
+            return await reader.readexactly(int(headers.get("content-length", 0)))
+        body = b""
+        while size := int(await reader.readline(), 16):
+            body += await reader.readexactly(size)
+            await reader.readline()
+        await reader.readline()
+        return body
 
     async def _send(self, writer: asyncio.StreamWriter, reply: Reply) -> None:
         headers = {"content-type": "application/json", "content-length": str(len(reply.body)), **reply.headers}

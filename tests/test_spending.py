@@ -173,7 +173,7 @@ def test_commands_estimate_and_report_without_a_key_and_store_sampling_settings(
     [
         (["--max_cost", "1"], "--max_cost: needs --price_in and --price_out"),
         (["--price_in", "1"], "--price_in and --price_out: both are needed"),
-        (["--dry_run", "--status"], "--dry_run and --status: choose one"),
+        (["--dry_run", "--status"], "--dry_run, --status and --batch: choose one"),
         (["--extra", '{"model": "other"}'], "--extra: model cannot be set"),
     ],
 )

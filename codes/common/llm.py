@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from codes.common.batch_api import BatchCounts, require_one_server, run_batch
 from codes.common.chat_replies import (
     ABOUT_THE_REQUEST,
     OVERLOADED,
@@ -25,7 +26,7 @@ from codes.common.rate_control import RateControl, requested_pause
 from codes.common.records import InputError, Message
 from codes.common.row_runner import Ask, Process, RunCounts, RunOptions, ask_rows
 from codes.common.run_info import redact
-from codes.common.servers import Server, Servers, secrets
+from codes.common.servers import Servers, secrets
 from codes.common.spending import Spending
 from codes.common.survey import Survey, survey_rows
 
@@ -79,12 +80,14 @@ def run_rows(
     concurrency: int,
     total: int | None,
     desc: str,
-) -> RunCounts | Survey:
+) -> RunCounts | Survey | BatchCounts:
     """What ``backend.options.mode`` says about the rows: ask for them all (``ask_rows``), or only look at them."""
     if backend.options.mode == "ask":
         return ask_rows(
             rows, process, backend, output_file, configuration, concurrency=concurrency, total=total, desc=desc
         )
+    if backend.options.mode in ("submit", "poll", "collect"):
+        return run_batch(rows, process, backend, Path(output_file), configuration)
     return survey_rows(rows, process, backend, output_file, configuration)
 
 
@@ -127,6 +130,8 @@ class OpenAIBackend:
             tpm=tpm,
             need_key=self.options.mode not in ("estimate", "status"),
         )
+        if self.options.mode in ("submit", "poll", "collect"):
+            require_one_server(len(self.servers.all))
         self._length_field = "max_tokens"
         self._timeout = timeout
         self._tpm = tpm
@@ -185,7 +190,7 @@ class OpenAIBackend:
         reserved = await self.spending.reserve(*self.worst_case(call))
         used = 0, 0
         try:
-            answer = await self._attempt(call, self.servers.least_loaded())
+            answer = await self._attempt(call)
             used = answer.prompt_tokens, answer.completion_tokens
             return answer
         except CallFailed as failure:
@@ -194,19 +199,19 @@ class OpenAIBackend:
         finally:
             self.spending.settle(reserved, *used)
 
-    async def _attempt(self, call: Call, server: Server) -> Answer:
+    async def _attempt(self, call: Call) -> Answer:
         """One request within the deadline; the server's controller hears how it ended."""
         import openai
 
-        client, control = server.client(), server.control
         most = self.worst_case(call)
-        started = await server.gate.enter(sum(most))
+        server, started = await self.servers.gate.enter(sum(most))
+        control = server.control
         ended = control.failed
         try:
             async with asyncio.timeout(self._timeout):
                 # As extra_body the messages go out as they are; as an argument the client would walk through their
                 # types, which is a quarter of the processor time of a call.
-                raw = await client.chat.completions.with_raw_response.create(
+                raw = await server.client().chat.completions.with_raw_response.create(
                     model=self.model, messages=[], extra_body=self.body(call, with_model=False)
                 )
             ended = control.succeeded
@@ -230,7 +235,7 @@ class OpenAIBackend:
             raise CallFailed("connection", excerpt(f"{error} {error.__cause__ or ''}")) from None
         finally:
             ended(started)
-            server.gate.open()
+            self.servers.gate.open()
 
     def _refusal(self, error) -> CallFailed | RunStopped:
         failure = read_error(error.status_code, error.body, error.message)

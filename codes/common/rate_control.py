@@ -17,6 +17,7 @@ CUT = 0.8  # of the number of calls in flight that the server refused
 # rounds until the next try, because every try may cost a pause.
 ROUNDS_TO_RECOVER, MOST_ROUNDS_TO_RECOVER = 8, 32
 SAME_LEVEL = 0.15  # relative difference
+REGAINED = 0.99  # of the known level: from here on it is tried again
 OUTGROWN = 1.5  # times a refused level without a new refusal: the start is fast again
 FIRST_LIMIT = 8
 
@@ -53,15 +54,11 @@ class RateControl:
         self._refused_level: float | None = None  # None: never cut, still in the fast start
         self._rounds = 0.0  # since the last cut
         self._rounds_to_recover = ROUNDS_TO_RECOVER
+        self._fell_short = False  # the last refusal came on the way back to the known level
         self._recovering = False  # cut, and nothing let through since
         self._was_full = False  # the limit, not a lack of work, has held calls back lately
         self._requests = Budget(requests_per_minute, clock) if requests_per_minute else None
         self._tokens = Budget(tokens_per_minute, clock) if tokens_per_minute else None
-
-    @property
-    def paused(self) -> bool:
-        """Whether the server has asked for a pause that is not over."""
-        return self._paused_until > self._clock()
 
     def wait(self, tokens: int = 0) -> float:
         """Seconds until a call of ``tokens`` tokens may start: 0 for now, infinity for when another has ended."""
@@ -110,12 +107,24 @@ class RateControl:
         self.episode += 1
         self._recovering = True
         self._rounds = 0.0
-        known = self._refused_level is not None and abs(level / self._refused_level - 1) <= SAME_LEVEL
+        self._learn(level)
+        self.limit = max(1.0, CUT * self._refused_level)
+
+    def _learn(self, level: float) -> None:
+        """Take in that the server refused a call when ``level`` were in flight."""
+        before = self._refused_level
+        known = before is not None and abs(level / before - 1) <= SAME_LEVEL
+        if known and level < REGAINED * before and not self._fell_short:
+            # On the way back to the known level: perhaps a burst that has nothing to do with the number of calls.
+            # Such bursts must not wear the level down, so it takes two in a row to lower it.
+            self._fell_short = True
+            self._rounds_to_recover = max(self._rounds_to_recover / 2, ROUNDS_TO_RECOVER)
+            return
+        self._fell_short = False
         self._rounds_to_recover = (
             min(2 * self._rounds_to_recover, MOST_ROUNDS_TO_RECOVER) if known else ROUNDS_TO_RECOVER
         )
         self._refused_level = level
-        self.limit = max(1.0, CUT * self._refused_level)
 
     def _end(self) -> None:
         self.in_flight -= 1

@@ -50,7 +50,8 @@ class RunOptions:
     """How a run goes; nothing here shapes an answer.
 
     ``mode`` is "ask", or a way to look without asking: "estimate" (of what a run would ask) and "status" (of what is
-    done). ``shard`` is "i/n" where the rows are one part of an input.
+    done), or a step of the Batch API: "submit", "poll" and "collect". ``shard`` is "i/n" where the rows are
+    one part of an input.
     """
 
     mode: str = "ask"

@@ -8,6 +8,7 @@ import os
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from codes.common.rate_control import RateControl, Started
@@ -29,7 +30,6 @@ class Server:
 
     def __init__(self, address: str, key: str, control: RateControl, timeout: float):
         self.address, self.control = address, control
-        self.gate = Gate(control)
         self.out_until = -math.inf
         self._key, self._timeout = key, timeout
         self._client = None
@@ -37,8 +37,8 @@ class Server:
 
     @property
     def load(self) -> float:
-        """Calls here, started or waiting, as a share of what the server takes at once."""
-        return (self.control.in_flight + self.gate.waiting + 1) / self.control.limit
+        """Calls in flight as a share of what the server takes at once."""
+        return self.control.in_flight / self.control.limit
 
     def client(self):
         """The connected ``AsyncOpenAI``."""
@@ -86,16 +86,21 @@ class Servers:
                 min(limit or concurrency, concurrency), requests_per_minute=rpm, tokens_per_minute=tpm
             )
             self.all.append(Server(address, api_key(address) if need_key else "", control, timeout))
+        self.gate = Gate(self._next)
         self._said_out: set[str] = set()
 
-    def least_loaded(self) -> Server:
-        """The server for the next call; those left out come back when their time is over, or when no other is there."""
-        if len(self.all) == 1:
-            return self.all[0]
+    def _next(self, tokens: int) -> tuple[Server, float]:
+        """The server for the next call and the seconds until it may start there.
+
+        Those left out come back when their time is over, or when there is no other.
+        """
         now = time.monotonic()
-        self._announce(now)
         usable = [server for server in self.all if server.out_until <= now] or self.all
-        return min(usable, key=lambda server: (server.control.paused, server.load))
+        if len(usable) < len(self.all):
+            self._announce(now)
+        waits = [(server.control.wait(tokens), server) for server in usable]
+        soonest = min(wait for wait, _ in waits)
+        return min((server for wait, server in waits if wait == soonest), key=lambda server: server.load), soonest
 
     def _announce(self, now: float) -> None:
         out = {server.address for server in self.all if server.out_until > now}
@@ -109,19 +114,15 @@ class Servers:
 
 
 class Gate:
-    """Lets calls through in the order they came, as the controller allows; belongs to one event loop at a time."""
+    """Lets calls through in the order they came, to the server that has most room; for one event loop at a time."""
 
-    def __init__(self, control: RateControl):
-        self._control = control
+    def __init__(self, next_server: Callable[[int], tuple[Server, float]]):
+        self._next_server = next_server
         self._waiting: deque[tuple[asyncio.Future, int]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
-    @property
-    def waiting(self) -> int:
-        return len(self._waiting)
-
-    async def enter(self, tokens: int) -> Started:
-        """Wait until a call of ``tokens`` tokens may start."""
+    async def enter(self, tokens: int) -> tuple[Server, Started]:
+        """Wait until a call of ``tokens`` tokens may start, and where."""
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((turn, tokens))
         self.open()
@@ -129,7 +130,8 @@ class Gate:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # let through and cancelled at the same moment
-                self._control.failed(turn.result())
+                server, started = turn.result()
+                server.control.failed(started)
                 self.open()
             raise
 
@@ -141,12 +143,12 @@ class Gate:
         while self._waiting:
             turn, tokens = self._waiting[0]
             if not turn.done():
-                wait = self._control.wait(tokens)
+                server, wait = self._next_server(tokens)
                 if wait > 0:
                     if wait < math.inf:
                         self._timer = asyncio.get_running_loop().call_later(wait, self.open)
                     return
-                turn.set_result(self._control.start(tokens))
+                turn.set_result((server, server.control.start(tokens)))
             self._waiting.popleft()
 
 

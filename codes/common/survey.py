@@ -36,7 +36,9 @@ class Survey:
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    waiting: int = 0  # calls in a batch that is not collected yet
+    waiting: int = 0  # calls in a batch that is not collected yet, and what they may need at most
+    waiting_prompt_tokens: int = 0
+    waiting_completion_tokens: int = 0
 
     def text(self, output_file: str) -> str:
         """For people, a line each."""
@@ -94,17 +96,22 @@ def survey_rows(
     configuration = run_configuration(backend, configuration)
     run = Run(backend)
     with Journal(journal_path(Path(output_file)), configuration, seen=run.saw, read_only=True) as run.journal:
-        return asyncio.run(_surveyed(rows, process, run, Survey(options.mode, options.spending)))
+        return asyncio.run(surveyed(rows, process, run, Survey(options.mode, options.spending)))
 
 
-async def _surveyed(rows: Callable[[], Iterator[dict]], process: Process, run: Run, survey: Survey) -> Survey:
+async def surveyed(rows: Callable[[], Iterator[dict]], process: Process, run: Run, survey: Survey) -> Survey:
+    """``survey``, filled in from the run's journal."""
     status = survey.mode == "status"
     for row in rows():
         ask = AskSurvey(row, run, redo_failures=False)
         outcome = await outcome_of(row, process, ask)
         survey.rows += 1
         setattr(survey, outcome, getattr(survey, outcome) + 1)
-        survey.waiting += len(ask.waiting)
+        for call in ask.waiting:
+            prompt, completion = run.backend.worst_case(call)
+            survey.waiting += 1
+            survey.waiting_prompt_tokens += prompt
+            survey.waiting_completion_tokens += completion
         if not (status and outcome in ("done", "dropped")):
             ask = AskSurvey(row, run, redo_failures=True, placeholder=PLACEHOLDER)
             await outcome_of(row, process, ask)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from codes.common.batch_api import BatchCounts
 from codes.common.chat_replies import Answer, Call
 from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, require_files
 from codes.common.llm import Backend, OpenAIBackend, RunCounts, RunOptions
@@ -115,6 +116,12 @@ def add_construction_flags(
         metavar="JSON",
         help="further fields of every request, such as '{\"repetition_penalty\": 1.1}'; part of the provenance",
     )
+    backend.add_argument(
+        "--batch",
+        choices=("submit", "poll", "collect"),
+        help="use the server's Batch API: submit what is to be asked, look how far it is, or collect the results; "
+        "where requests follow from answers (gptinst), submit and collect again until nothing is left",
+    )
     money = parser.add_argument_group("money and progress")
     for name, what in (("--price_in", "prompt"), ("--price_out", "answer")):
         money.add_argument(
@@ -173,10 +180,12 @@ def run_options(args: argparse.Namespace) -> RunOptions:
         raise InputError("--price_in and --price_out: both are needed to know a cost")
     if args.max_cost is not None and args.price_in is None:
         raise InputError("--max_cost: needs --price_in and --price_out")
-    if args.dry_run and args.status:
-        raise InputError("--dry_run and --status: choose one")
+    if args.dry_run + args.status + bool(args.batch) > 1:
+        raise InputError("--dry_run, --status and --batch: choose one")
+    if args.batch and args.backend != "openai":
+        raise InputError("--batch: needs --backend openai")
     prices = None if args.price_in is None else Prices(args.price_in, args.price_out)
-    mode = "estimate" if args.dry_run else "status" if args.status else "ask"
+    mode = "estimate" if args.dry_run else "status" if args.status else args.batch or "ask"
     shard = str(Shard.parse(args.shard)) if args.shard else None
     return RunOptions(mode=mode, shard=shard, spending=Spending(prices, args.max_cost))
 
@@ -271,8 +280,13 @@ def with_rejected(record: dict, answers: list[str], biases: list[str], provenanc
     }
 
 
-def report(counts: RunCounts | Survey, output_file: str) -> int:
+def report(counts: RunCounts | Survey | BatchCounts, output_file: str) -> int:
     """Say how the run went or where it stands; the command's exit status."""
+    if isinstance(counts, BatchCounts):
+        print(counts.text)
+        if counts.counts is None:
+            return EXIT_SOME_ITEMS_FAILED if counts.unfinished else EXIT_DONE
+        counts = counts.counts
     if isinstance(counts, Survey):
         print(counts.text(output_file))
         return EXIT_DONE
