@@ -1,6 +1,6 @@
 # make demo   the whole pipeline on the shipped samples, on this machine, no GPU, key or hub needed
 # make test   the test suite            make lint    style and formatting
-# make bench  speed, as ratios          make clean   remove what runs wrote (not .venv)
+# make bench  speed, as ratios          make clean   remove caches and what the demo wrote
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -31,23 +31,23 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt
 	@touch $@
 
 # The four scripts as a user would run them, with a tiny model: construct, train with two objectives, evaluate both.
-DEMO := output/demo
 DEMO_TRAINING := --learning_rate 1e-3 --num_train_epochs 4 --logging_steps 20 --save_strategy no
-DEMO_MODELS := pairwise contrast
+DEMO_RESULTS := --output_dir results/demo
 demo: $(VENV)/installed
-	rm -rf $(DEMO) $(addprefix results/,$(DEMO_MODELS) length comparison.md comparison.png)
-	OUTPUT_DIR=$(DEMO)/construction bash run_construction.sh
-	set -e; for mode in $(DEMO_MODELS); do \
-	  DATA_PATH=$(DEMO)/construction/train.jsonl TRAIN_MODE=$$mode OUTPUT_PATH=$(DEMO)/$$mode \
-	    bash run_training.sh $(DEMO_TRAINING); \
-	  MODEL_PATH=$(DEMO)/$$mode bash run_evaluation_rm.sh; \
-	  MODEL_PATH=$(DEMO)/$$mode bash run_evaluation_rewardbench.sh; \
+	rm -rf output/demo results/demo
+	OUTPUT_DIR=output/demo/construction bash run_construction.sh
+	set -e; for mode in pairwise contrast; do \
+	  export DATA_PATH=output/demo/construction/train.jsonl TRAIN_MODE=$$mode MODEL_PATH=; \
+	  OUTPUT_PATH=output/demo/$$mode bash run_training.sh $(DEMO_TRAINING); \
+	  export MODEL_PATH=output/demo/$$mode; \
+	  bash run_evaluation_rm.sh $(DEMO_RESULTS); \
+	  bash run_evaluation_rewardbench.sh $(DEMO_RESULTS); \
 	done
-	bash run_evaluation_rm.sh
-	bash run_evaluation_rewardbench.sh
-	$(VENV)/bin/python -m codes.evaluate.report $(addprefix results/,length $(DEMO_MODELS)) \
-	  --output_file results/comparison.md --figure results/comparison.png
-	@cat results/comparison.md
+	bash run_evaluation_rm.sh $(DEMO_RESULTS)
+	bash run_evaluation_rewardbench.sh $(DEMO_RESULTS)
+	$(VENV)/bin/python -m codes.evaluate.report $(addprefix results/demo/,length pairwise contrast) \
+	  --output_file results/demo/comparison.md --figure results/demo/comparison.png
+	@cat results/demo/comparison.md
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest
@@ -60,6 +60,5 @@ bench: $(VENV)/installed-dev
 	$(VENV)/bin/python -m benchmarks.bench_evaluation
 
 clean:
-	find output results -mindepth 1 ! -name .gitkeep -delete
+	rm -rf output/demo output/tiny_model results/demo .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	rm -rf .pytest_cache .ruff_cache
