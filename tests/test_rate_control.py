@@ -21,11 +21,13 @@ class Clock:
 class SimulatedServer:
     """Answers ``allowed`` calls at once after ``latency`` seconds and refuses others after a tenth of that.
 
-    Everything is refused in ``bursts`` ([start, end) seconds); refusals name ``pause`` seconds, or nothing if None.
+    Everything is refused in ``bursts`` ([start, end) seconds), and the last ``refused_of_500`` of every 500 calls;
+    refusals name ``pause`` seconds, or nothing if None.
     """
 
-    def __init__(self, control, clock, allowed, latency=1.0, bursts=(), pause=None):
+    def __init__(self, control, clock, allowed, latency=1.0, bursts=(), pause=None, refused_of_500=0):
         self.control, self.clock = control, clock
+        self.refused_of_500 = refused_of_500
         self.allowed, self.latency, self.bursts, self.pause = allowed, latency, bursts, pause
         self.serving, self.answered, self.refused = 0, 0, 0
         self.ends = []  # (time, number, ok, started)
@@ -39,6 +41,7 @@ class SimulatedServer:
             if wait == 0:
                 started = self.control.start()
                 burst = any(start <= self.clock.now < end for start, end in self.bursts)
+                burst = burst or number % 500 >= 500 - self.refused_of_500
                 accepted = not burst and self.serving < self.allowed
                 self.serving += accepted
                 end = self.clock.now + self.latency * (1 if accepted else 0.1)
@@ -60,6 +63,16 @@ class SimulatedServer:
             self.control.succeeded(started)
         else:
             self.control.rate_limited(started, self.pause)
+
+
+def test_bursts_that_have_nothing_to_do_with_the_number_of_calls_do_not_wear_the_limit_down():
+    clock = Clock()
+    control = RateControl(128, clock=clock)
+    server = SimulatedServer(control, clock, allowed=32, latency=0.2, pause=0.1, refused_of_500=100)
+    server.run(200)
+    late = sorted(limit for time, limit in server.limits if time > 100)
+    assert 0.8 * 32 - 1 <= late[len(late) // 2] <= 1.2 * 32 + 1
+    assert server.answered >= 32 / 0.2 * 200 / 1.5, "two thirds of an ideal client's"
 
 
 events = st.lists(
