@@ -17,6 +17,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from codes.common.batch_api import BatchCounts
 from codes.common.cli import command_parser, fraction, run_main
 from codes.common.llm import Ask, Backend, Call, CallFailed, RunCounts, run_rows
 from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, write_json
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         total=total,
         desc="verify",
     )
-    if args.controls and isinstance(counts, RunCounts):
+    finished = counts.counts if isinstance(counts, BatchCounts) else counts
+    if args.controls and isinstance(finished, RunCounts):
         outcomes = [outcome for row_id in sorted(controls) for outcome in controls[row_id]]
         write_controls(Path(args.output_file), outcomes, args, backend)
     return api.report(counts, args.output_file)
