@@ -46,7 +46,11 @@ else
   launcher=(--num_accelerators "${NUM_GPUS:-2}" --no_local_rank --module)
 fi
 
-# shellcheck disable=SC2086  # DATA_PATH may name several files
+if [ -f "$DATA_PATH" ]; then
+  data=("$DATA_PATH") # one file, with spaces in its name or without
+else
+  read -r -a data <<<"$DATA_PATH"
+fi
 exec deepspeed --log_level warning "${launcher[@]}" codes.train.train_reward_model \
-  --model_name_or_path "$MODEL_PATH" --train_data_path $DATA_PATH --output_dir "$OUTPUT_PATH" \
+  --model_name_or_path "$MODEL_PATH" --train_data_path "${data[@]}" --output_dir "$OUTPUT_PATH" \
   --training_mode "$TRAIN_MODE" --temperature "$TEMPERATURE" --margin "$MARGIN" --deepspeed "$DS_CONFIG" "$@"

@@ -44,6 +44,11 @@ def test_construction_stops_at_bad_input_and_at_an_llm_without_a_key(tmp_path):
     )
     assert keyless.returncode == 2
     assert "OPENAI_API_KEY" in keyless.stderr
+    nameless = run_script("run_construction.sh", OUTPUT_DIR=tmp_path, BACKEND="openai")
+    assert (nameless.returncode, nameless.stderr) == (2, "error: BACKEND=openai needs a MODEL_NAME\n")
+    unknown = run_script("run_construction.sh", "--biases_per_item", "3", OUTPUT_DIR=tmp_path)
+    assert unknown.returncode == 2
+    assert "--biases_per_item" in unknown.stderr
     assert not list(tmp_path.iterdir())
 
 
@@ -74,9 +79,8 @@ def launcher(tmp_path):
     def launch(*flags, gpus=0, **settings):
         write("nvidia-smi", "exit 9" if not gpus else f"seq {gpus}")
         path = f"{folder}:{os.environ['PATH']}"
-        done = run_script(
-            "run_training.sh", *flags, PYTHON=folder / "python", PATH=path, MODEL_PATH="m", DATA_PATH="a b", **settings
-        )
+        settings = {"PYTHON": folder / "python", "PATH": path, "MODEL_PATH": "m", "DATA_PATH": "a b"} | settings
+        done = run_script("run_training.sh", *flags, **settings)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1]
 
@@ -89,6 +93,12 @@ def test_training_starts_two_cpu_ranks_where_there_is_no_gpu(launcher):
     assert "--num_accelerators 2 " in line
     assert "--train_data_path a b --output_dir output/reward_model_pairwise --training_mode pairwise" in line
     assert line.endswith("--margin 2 --deepspeed configs/ds_z2_config.json --learning_rate 1e-4")
+
+
+def test_training_takes_one_file_whose_name_has_spaces(launcher, tmp_path):
+    file = tmp_path / "my own pairs.jsonl"
+    file.write_text("{}")
+    assert f"--train_data_path {file} --output_dir" in launcher(DATA_PATH=file)
 
 
 def test_training_takes_every_gpu_or_as_many_as_it_is_told(launcher):
