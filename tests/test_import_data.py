@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import time
 from collections import Counter
 
 import pyarrow
@@ -262,6 +263,16 @@ def test_unified_feedback_takes_the_better_rated_answer_and_counts_ties(tmp_path
     assert counts_of(tmp_path)["rows dropped: chosen and rejected differ before their last turn"] == 1
 
 
+@pytest.mark.parametrize("row", [gram_row(), unified_row(1, 0)])
+@pytest.mark.parametrize(("field", "value"), [("rejected", [{"a": 1}]), ("question", "Another?"), ("chosen", "It.")])
+def test_a_field_that_would_overwrite_what_is_made_of_the_row_is_refused(tmp_path, row, field, value):
+    row_format = "gram" if "instruction" in row else "unified-feedback"
+    source = write(tmp_path / "rows.jsonl", [row | {field: value}])
+    assert f"rows.jsonl:1: field '{field}': is made by" in refused(tmp_path, source, "--format", row_format)
+    [record] = imported(tmp_path, write(source, [row | {field: None}]), "--format", row_format)
+    assert record[field]
+
+
 def test_unified_feedback_without_a_rating_is_refused(tmp_path):
     for rating, problem in ((None, "is missing"), ("5", "expected a number"), (True, "expected a number")):
         source = write(tmp_path / "unified.jsonl", [unified_row(rating, 1)])
@@ -408,6 +419,41 @@ def test_a_rerun_writes_the_same_bytes_and_another_configuration_is_refused(tmp_
     assert output.read_bytes() == before
 
 
+@pytest.mark.parametrize("last", ["rename", "final run_info"])
+def test_a_run_killed_around_the_output_s_rename_can_be_run_again(tmp_path, monkeypatch, last):
+    source = write(tmp_path / "in.jsonl", ROWS)
+    whole = imported(tmp_path, source, name="whole.jsonl")
+    folder, replace, renamed = tmp_path / "imported", os.replace, []
+
+    def killed(temporary, path):
+        renamed.append(os.path.basename(path))
+        if renamed[-1] == "out.jsonl" and last == "rename":
+            raise KeyboardInterrupt
+        replace(temporary, path)
+        if renamed[-1] == "out.jsonl":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            imported(tmp_path, source)
+    assert renamed == ["out.jsonl.run_info.json", "out.jsonl"]
+    assert (folder / "out.jsonl").exists() == (last != "rename")
+    assert imported(tmp_path, source) == whole
+    assert counts_of(tmp_path) == counts_of(tmp_path, "whole.jsonl")
+
+
+def test_many_rows_of_one_id_are_numbered_in_one_pass():
+    rows = [
+        ("in.jsonl:1", {"id": key, "prompt": "q", "chosen": "a", "rejected": "b"}) for key in ("x-2", *["x"] * 20_000)
+    ]
+    started = time.monotonic()
+    ids = [record["id"] for record in import_data.iter_train_rows(iter(rows), "preference", Counter())]
+    assert time.monotonic() - started < 10  # looking from 1 on each time takes minutes
+    assert ids[:5] == ["x-2", "x", "x-1", "x-3", "x-4"]
+    assert len(set(ids)) == len(ids)
+
+
 def test_the_output_may_not_lie_among_the_input(tmp_path):
     source = write(tmp_path / "set" / "in.jsonl", ROWS[:2])
     for place in (source, tmp_path / "set" / "out.jsonl"):
@@ -509,6 +555,14 @@ def test_held_out_files_of_others_are_never_replaced(tmp_path):
     with pytest.raises(InputError, match=r"another configuration \(seed"):
         imported(tmp_path, folder, "--holdout", "0.3", "--holdout_dir", held, "--seed", 7, name="other.jsonl")
     assert theirs.read_bytes() == before
+
+
+def test_a_holdout_that_holds_nothing_out_says_so(tmp_path, caplog):
+    folder, held = tmp_path / "pairs", tmp_path / "held"
+    write(folder / "length_bias.jsonl", [pair("q", "g", "w", "w+")])
+    imported(tmp_path, folder, "--holdout", "0.0001", "--holdout_dir", held)
+    assert "holds nothing out" in caplog.text
+    assert [path.name for path in held.iterdir()] == ["run_info.json"]
 
 
 def test_the_real_files_split_without_leak_or_loss(tmp_path, shared_data):

@@ -176,6 +176,18 @@ def test_the_weights_hash_sees_weights_and_vocabulary_and_nothing_else(tiny_rewa
     assert model_files_hash(folder) != before
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "qwen.tiktoken"]
+)
+def test_a_mended_tokenizer_file_makes_another_model(tmp_path, name):
+    (tmp_path / "config.json").write_text("{}")
+    before = model_files_hash(tmp_path)
+    (tmp_path / name).write_text('{"eos_token": "<wrong>"}')
+    added = model_files_hash(tmp_path)
+    (tmp_path / name).write_text('{"eos_token": "<right>"}')
+    assert len({before, added, model_files_hash(tmp_path)}) == 3
+
+
 def test_cuda_without_a_device_is_said_plainly(model_scorer):
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")

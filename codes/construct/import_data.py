@@ -13,16 +13,19 @@ with its file, line and field, and nothing is written. The same input and seed g
 
 import argparse
 import itertools
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from codes.common.cli import EXIT_DONE, command_parser, fraction, positive_int, progress, run_main
+from codes.common.cli import EXIT_DONE, command_parser, fraction, positive_int, progress, random_seed, run_main
 from codes.common.records import FieldError, InputError, file_sha256, record_key, write_jsonl
 from codes.common.run_info import require_same_configuration, run_info_path, write_run_info
 from codes.common.sources import HubDataset, LocalFiles, Row, find_source
 from codes.construct.import_bias_pairs import PAIR_FILE_SUFFIX, bias_pair_groups, read_bias_rows, split_by_question
 from codes.construct.import_formats import FORMATS, DroppedRow, detect_format, train_record
+
+logger = logging.getLogger(__name__)
 
 # The Hub has these sets in several configurations; this one holds all rows.
 DEFAULT_CONFIGS = {"llm-blender/Unified-Feedback": "all"}
@@ -52,9 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         _import_bias_pairs(source, arguments, configuration, counts)
     else:
         records = itertools.islice(iter_train_rows(rows, row_format, counts), arguments.limit)
-        counts["groups written"] = write_jsonl(output, _require_some(records, arguments.source, counts))
+        counts["groups written"] = _write(output, _require_some(records, arguments.source, counts), configuration)
     write_run_info(output, configuration, counts=dict(counts))
     _print_counts(counts, output)
+    if holds_out and not any(label.startswith("rows held out") for label in counts):
+        logger.warning(
+            "--holdout %s holds nothing out: none of the %d rows' questions falls into that share, and %s has no pair "
+            "files; take a larger share or another --seed",
+            arguments.holdout,
+            counts["rows read"],
+            arguments.holdout_dir,
+        )
     return EXIT_DONE
 
 
@@ -74,7 +85,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="bias-pairs: the share of the questions (0 to 1) kept from training",
     )
     parser.add_argument("--holdout_dir", help="bias-pairs: the held-out questions' pair files are written here")
-    parser.add_argument("--seed", type=int, default=42, help="decides which questions are held out")
+    parser.add_argument("--seed", type=random_seed, default=42, help="decides which questions are held out")
     arguments = parser.parse_args(argv)
     if (arguments.holdout > 0) != (arguments.holdout_dir is not None):
         raise InputError("--holdout and --holdout_dir: both or neither (a share above 0, and where its pairs go)")
@@ -156,6 +167,7 @@ def iter_train_rows(rows: Iterator[Row], row_format: str, counts: Counter) -> It
     an id often numbers prompts rather than rows, its later rows get ``-1``, ``-2`` ... appended.
     """
     seen: set[str] = set()
+    last_number: Counter[str] = Counter()  # of ids met again, so that each repetition looks no further than the next
     for where, row in progress(rows, desc="importing"):
         counts["rows read"] += 1
         try:
@@ -170,16 +182,36 @@ def iter_train_rows(rows: Iterator[Row], row_format: str, counts: Counter) -> It
             if key in seen and record is row:
                 raise InputError(f"{where}: field 'id': {key!r} stands twice")
             if key in seen:
-                key = next(new for number in itertools.count(1) if (new := f"{key}-{number}") not in seen)
+                key = _numbered(key, last_number, seen)
                 record = record | {"id": key}
                 counts["ids met again and numbered"] += 1
             seen.add(key)
         yield record
 
 
+def _numbered(key: str, last_number: Counter[str], seen: set[str]) -> str:
+    """The id with the next number that makes one not seen yet."""
+    while True:
+        last_number[key] += 1
+        if (numbered := f"{key}-{last_number[key]}") not in seen:
+            return numbered
+
+
 def _row_id(where: str, record: dict) -> str:
     path, _, number = where.rpartition(":")
     return record_key(path, number, record)
+
+
+def _write(output: Path, records: Iterator[dict], configuration: dict) -> int:
+    """Replace the output. What made it is noted just before it takes its name, so that the run that is killed between
+    the two can be run again; a run that finds a bad row notes nothing.
+    """
+
+    def then_note() -> Iterator[dict]:
+        yield from records
+        write_run_info(output, configuration)
+
+    return write_jsonl(output, then_note())
 
 
 def _require_some(records: Iterator[dict], source: str, counts: Counter) -> Iterator[dict]:
@@ -208,7 +240,7 @@ def _import_bias_pairs(source: LocalFiles, arguments: argparse.Namespace, config
         write_run_info(folder, configuration, held_out_rows=dict(sorted(held_out_rows.items())))
         for bias in held_out_rows:
             write_jsonl(folder / f"{bias}{PAIR_FILE_SUFFIX}", (row for name, row in held_out if name == bias))
-    counts["groups written"] = write_jsonl(arguments.output_file, records)
+    counts["groups written"] = _write(Path(arguments.output_file), iter(records), configuration)
 
 
 def _print_counts(counts: Counter, output: Path) -> None:

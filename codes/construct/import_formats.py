@@ -33,6 +33,8 @@ from codes.common.records import (
 ROW_FORMATS = ("preference", "gram", "unified-feedback")
 FORMATS = (*ROW_FORMATS, "bias-pairs")
 ALIGNED_WITH_REJECTED = ("verdicts", "provenance")
+# What the converters of rated and of judged pairs write; carried fields must not stand in their way.
+MADE_FIELDS = ("question", "chosen", "rejected", "chosen_rating", "rejected_rating")
 
 GRAM_MARKERS = (
     "[User Question]",
@@ -178,14 +180,13 @@ def unified_feedback_record(row: dict) -> dict:
     if sides["A"][1] != sides["B"][1]:
         raise DroppedRow("chosen and rejected differ before their last turn")
     better, worse = sorted(sides.values(), key=lambda side: side[0], reverse=True)
-    used = {"conv_A", "conv_B", "conv_A_rating", "conv_B_rating"}
     return {
         "question": _question(None, "prompt", better[1]),
         "chosen": better[2],
         "rejected": [worse[2]],
         "chosen_rating": better[0],
         "rejected_rating": worse[0],
-        **{field: value for field, value in row.items() if field not in used},
+        **_carried(row, ("conv_A", "conv_B", "conv_A_rating", "conv_B_rating")),
     }
 
 
@@ -220,7 +221,7 @@ def gram_record(row: dict) -> dict:
         "question": question,
         "chosen": answers.pop(better),
         "rejected": list(answers.values()),
-        **{field: value for field, value in row.items() if field not in ("instruction", "input", "output")},
+        **_carried(row, ("instruction", "input", "output")),
     }
 
 
@@ -279,6 +280,14 @@ def _with_rejected(record: dict, kept: list[int]) -> dict:
         if isinstance(record.get(field), list) and len(record[field]) == len(record["rejected"]):
             shorter[field] = [record[field][position] for position in kept]
     return shorter
+
+
+def _carried(row: dict, used: tuple[str, ...]) -> dict:
+    """The fields of the row that the record keeps. Raises FieldError where one would overwrite what is made of it."""
+    for field in MADE_FIELDS:
+        if row.get(field) is not None:
+            raise FieldError(field, "is made by this format from the row's other fields; rename it in the input")
+    return {field: value for field, value in row.items() if field not in (*used, *MADE_FIELDS)}
 
 
 def _present(row: dict, field: str) -> object:

@@ -25,7 +25,19 @@ logger = logging.getLogger(__name__)
 
 # What of a model folder decides its scores, besides the chat template, which has a hash of its own.
 WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
-OTHER_MODEL_FILES = ("config.json", "adapter_config.json", "tokenizer.json", "vocab*", "merges.txt", "*.model", "*.py")
+OTHER_MODEL_FILES = (
+    "config.json",
+    "adapter_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "*.py",
+)
 
 
 class ModelScorer:
