@@ -200,7 +200,7 @@ def test_bad_usage_is_refused_before_anything_is_written(source, tmp_path):
         run(source, tmp_path / "eval", "--bias_types", "lenght")
     with pytest.raises(InputError, match="is a file"):
         run(source, source)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match="--dose"):
         run(source, tmp_path / "eval", "--dose", 4)
     (tmp_path / "bad.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match=r"bad\.jsonl:1: field 'question'"):

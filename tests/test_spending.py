@@ -187,8 +187,6 @@ def test_flags_that_do_not_go_together_are_bad_usage(tmp_path, flags, says):
 @pytest.mark.parametrize(
     "flags", [["--extra", "[1]"], ["--extra", "{"], ["--extra", '{"a": NaN}'], ["--top_p", "0"], ["--price_in", "-1"]]
 )
-def test_values_that_are_none_are_bad_usage(tmp_path, flags, capsys):
-    with pytest.raises(SystemExit) as exit_status:
+def test_values_that_are_none_are_bad_usage(tmp_path, flags):
+    with pytest.raises(InputError, match=rf"{flags[0]}.*--help lists every flag"):
         gptout.main(["--input_file", str(SAMPLE), "--output_file", str(tmp_path / "o"), *flags])
-    assert exit_status.value.code == 2
-    assert flags[0] in capsys.readouterr().err

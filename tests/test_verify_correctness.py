@@ -331,7 +331,7 @@ def test_controls_without_a_judge_are_refused(tmp_path):
     source = write(tmp_path / "in.jsonl", many(1))
     with pytest.raises(InputError, match="--controls"):
         run(source, tmp_path / "out.jsonl", "--controls", 0.1)
-    with pytest.raises(SystemExit):
+    with pytest.raises(InputError, match=r"--controls.*1\.5"):
         run(source, tmp_path / "out.jsonl", "--controls", 1.5)
     assert not (tmp_path / "out.jsonl").exists()
 

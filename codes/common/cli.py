@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterable
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -12,6 +13,7 @@ from codes.common.records import InputError
 
 EXIT_DONE, EXIT_FAILED, EXIT_BAD_INPUT, EXIT_SOME_ITEMS_FAILED = 0, 1, 2, 3
 EXIT_INTERRUPTED = 130
+LARGEST_SEED = 2**32 - 1
 
 
 class RunFailed(RuntimeError):
@@ -40,13 +42,21 @@ def _report(error: Exception | str, status: int) -> int:
 
 
 def command_parser(module_doc: str, module: str) -> argparse.ArgumentParser:
-    """A parser whose --help opens with the module's own docstring and shows every default."""
-    return argparse.ArgumentParser(
+    """A parser whose --help opens with the module's own docstring and shows every default.
+
+    Bad usage raises InputError, so that it ends like all bad input: one line, exit status 2.
+    """
+    return _CommandParser(
         prog=f"python -m {module}",
         description=module_doc.strip(),
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
+
+
+class _CommandParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (--help lists every flag)")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -77,6 +87,14 @@ def fraction(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to below 1")
+    return value
+
+
+def random_seed(text: str) -> int:
+    """Argument type: a whole number that every random generator takes, from 0 to 2^32 - 1."""
+    value = int(text)
+    if not 0 <= value <= LARGEST_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {LARGEST_SEED}")
     return value
 
 
