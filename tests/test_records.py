@@ -47,6 +47,8 @@ def write_lines(path, *lines):
         (b'{"weights": {"a": [1, 1e999]}}', "field 'weights.a[1]': inf is not a finite number"),
         (b'{"question": "\\ud800"}', "field 'question': a lone surrogate"),
         (b'{"question": "q", "question": "r"}', "field 'question': stands twice"),
+        (b'{"id": ' + b"1" * 5000 + b"}", "a whole number has too many digits"),
+        (TRAIN | {"question": [{"role": "user", "content": " "}]}, "field 'question[0].content': is empty"),
     ],
 )
 def test_a_bad_train_line_is_named_by_file_line_and_field(tmp_path, bad, names):

@@ -37,3 +37,12 @@ def test_no_key_and_no_url_credentials_reach_the_file(tmp_path, monkeypatch):
     assert "secret" not in text
     assert json.loads(text)["command"][2] == "http://[credentials]@host/v1"
     assert redact("Bearer planted-key-123") == "Bearer [OPENAI_API_KEY]"
+
+
+def test_the_value_of_a_flag_named_token_or_key_is_hidden_in_either_form(tmp_path, monkeypatch):
+    arguments = ["--hub_token", "tok1", "--api-key=tok2", "--max_tokens", "512", "--push_to_hub_token", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments])
+    write_run_info(tmp_path / "o", {})
+    command = json.loads(run_info_path(tmp_path / "o").read_text())["command"]
+    hidden = ["--hub_token", "[credentials]", "--api-key=[credentials]"]
+    assert command == ["train", *hidden, "--max_tokens", "512", "--push_to_hub_token", "--seed", "1"]

@@ -44,6 +44,8 @@ def test_a_json_array_reads_alike_however_it_is_cut_into_pieces(tmp_path, monkey
         ('[{"a": NaN}]', "row 1: field 'a': nan"),
         ('[{"a": 1, "a": 2}]', "row 1: field 'a': stands twice"),
         ("[1]", "row 1: field '(line)'"),
+        ('[{"a": ' + "1" * 5000 + "}]", "row 1: a whole number has too many digits"),
+        ('[{"a": 1}]\n[{"a": 2}]', "after row 1: there is text after the array's end"),
     ],
 )
 def test_a_broken_json_array_is_refused(tmp_path, text, problem):

@@ -112,13 +112,15 @@ def check_text(record: dict, field: str) -> None:
 
 
 def check_question(record: dict, field: str) -> None:
-    """The field is a non-blank string, or a list of {role, content} messages ending in a user turn."""
+    """The field is a non-blank string, or a list of {role, content} messages ending in a non-blank user turn."""
     question = _present(record, field, (str, list))
     if isinstance(question, str):
         return check_text(record, field)
     check_messages(question, field)
     if question[-1]["role"] != "user":
         raise FieldError(field, f"the messages end in a {question[-1]['role']} turn, not in a user turn")
+    if not question[-1]["content"].strip():
+        raise FieldError(f"{field}[{len(question) - 1}].content", "is empty")
 
 
 def check_messages(messages: list, field: str) -> None:
@@ -201,6 +203,11 @@ def parse_record(line: bytes) -> dict:
         raise FieldError("(line)", f"invalid JSON at column {error.colno}: {error.msg}") from None
     except RecursionError:
         raise FieldError("(line)", "the JSON is nested too deeply") from None
+    except FieldError:
+        raise
+    except ValueError:
+        # The one other thing that json refuses: Python limits the digits of the whole numbers it converts.
+        raise FieldError("(line)", "a whole number has too many digits") from None
     if not isinstance(record, dict):
         raise FieldError("(line)", f"expected a JSON object, found {_kind(record)}")
     for field, value in record.items():

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from codes.common.records import InputError, to_json, write_json
@@ -30,7 +31,7 @@ def write_run_info(output: str | os.PathLike, configuration: dict, **facts: obje
     write_json(
         run_info_path(output),
         {
-            "command": [Path(sys.argv[0]).name, *map(redact, sys.argv[1:])],
+            "command": [Path(sys.argv[0]).name, *redact_arguments(sys.argv[1:])],
             "written_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "configuration": configuration,
             **facts,
@@ -69,6 +70,19 @@ def redact(text: str) -> str:
         if secret := os.environ.get(name, "").strip():
             text = text.replace(secret, f"[{name}]")
     return re.sub(r"(\w+://)[^/\s@]+@", r"\1[credentials]@", text)
+
+
+def redact_arguments(arguments: Sequence[str]) -> list[str]:
+    """The command's arguments without credentials: also the value of a flag whose name ends in token or key."""
+    redacted, hides_next = [], False
+    for argument in arguments:
+        flag = re.fullmatch(r"(--?[\w-]*(?:token|key))(=.*)?", argument, re.IGNORECASE | re.DOTALL)
+        if flag:
+            redacted.append(flag[1] + ("=[credentials]" if flag[2] else ""))
+        else:
+            redacted.append("[credentials]" if hides_next and not argument.startswith("--") else redact(argument))
+        hides_next = bool(flag and not flag[2])
+    return redacted
 
 
 def _version(package: str) -> str | None:

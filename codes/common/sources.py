@@ -34,6 +34,7 @@ NOT_DATA = (
 Row = tuple[str, dict]
 
 _JSON_CHUNK = 1 << 20
+_JSON_WHITESPACE = " \t\r\n"
 _LONGEST_JSON_ROW = 1 << 26
 
 
@@ -156,6 +157,11 @@ def _iter_json_array(path: Path) -> Iterator[Row]:
         while True:
             position = _after_whitespace(text, position)
             if text[position : position + 1] == "]":
+                rest = text[position + 1 :]
+                while rest:
+                    if rest.strip(_JSON_WHITESPACE):
+                        raise InputError(f"{path}: after row {number - 1}: there is text after the array's end")
+                    rest = _read(file, path, _JSON_CHUNK)
                 return
             where = f"{path}: row {number}"
             try:
@@ -166,6 +172,8 @@ def _iter_json_array(path: Path) -> Iterator[Row]:
                     raise InputError(f"{where}: invalid JSON: {error}") from None
                 text, position = text[position:] + more, 0
                 continue
+            except ValueError:
+                raise InputError(f"{where}: a whole number has too many digits") from None
             try:
                 yield where, parse_record(text[position:end].encode("utf-8"))
             except FieldError as error:
@@ -188,7 +196,7 @@ def _read(file, path: Path, size: int) -> str:
 
 
 def _after_whitespace(text: str, position: int) -> int:
-    while position < len(text) and text[position] in " \t\r\n":
+    while position < len(text) and text[position] in _JSON_WHITESPACE:
         position += 1
     return position
 

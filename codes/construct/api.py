@@ -10,7 +10,7 @@ from pathlib import Path
 
 from codes.common.batch_api import BatchCounts
 from codes.common.chat_replies import Answer, Call
-from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, require_files
+from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, random_seed, require_files
 from codes.common.llm import Backend, OpenAIBackend, RunCounts, RunOptions
 from codes.common.records import (
     FieldError,
@@ -139,7 +139,9 @@ def add_construction_flags(
     money.add_argument(
         "--status", action="store_true", help="print what is done, failed, dropped and left, and its cost"
     )
-    parser.add_argument("--seed", type=int, default=42, help="decides every draw, together with the record's id")
+    parser.add_argument(
+        "--seed", type=random_seed, default=42, help="decides every draw, together with the record's id"
+    )
 
 
 def temperature_value(text: str) -> float:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from codes.common.cli import command_parser, positive_int, run_main
+from codes.common.cli import command_parser, positive_int, random_seed, run_main
 from codes.common.page import html_page
 from codes.common.records import (
     InputError,
@@ -63,7 +63,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("file", metavar="FILE", help="train records or evaluation pairs, JSONL")
     parser.add_argument("-o", "--output", required=True, metavar="PAGE", help="the HTML page to write")
     parser.add_argument("--sample", type=positive_int, metavar="N", help="N records drawn at random (default: all)")
-    parser.add_argument("--seed", type=int, default=42, help="decides the draw of --sample")
+    parser.add_argument("--seed", type=random_seed, default=42, help="decides the draw of --sample")
     return parser.parse_args(argv)
 
 

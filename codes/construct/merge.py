@@ -23,6 +23,7 @@ from codes.common.cli import (
     EXIT_SOME_ITEMS_FAILED,
     command_parser,
     positive_int,
+    random_seed,
     require_files,
     run_main,
 )
@@ -61,7 +62,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--input_file", required=True, metavar="IN", help="the input that all shards were given")
     parser.add_argument("--output_file", required=True, metavar="OUT", help="where the joined records go")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="the --limit of the shards, if they had one")
-    parser.add_argument("--seed", type=int, default=42, help="for uniformity; nothing is drawn here")
+    parser.add_argument("--seed", type=random_seed, default=42, help="for uniformity; nothing is drawn here")
     return parser.parse_args(argv)
 
 

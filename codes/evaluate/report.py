@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from codes.common.cli import command_parser, run_main
+from codes.common.cli import command_parser, random_seed, run_main
 from codes.common.records import EVALUATED_BIASES, REFINEMENT_BIAS, InputError, replace_file
 
 SECTIONS = ("Chat", "Chat Hard", "Safety", "Reasoning")
@@ -123,7 +123,7 @@ def main() -> None:
     parser.add_argument("--format", choices=("md", "csv"), default="md", help="how the table is written")
     parser.add_argument("-o", "--output_file", type=Path, help="file for the table; standard output without it")
     parser.add_argument("--figure", type=Path, help="also draw the bias sensitivity rates into this PNG or SVG file")
-    parser.add_argument("--seed", type=int, default=42, help="accepted as everywhere; nothing here is random")
+    parser.add_argument("--seed", type=random_seed, default=42, help="accepted as everywhere; nothing here is random")
     args = parser.parse_args()
     results = [read_results(folder) for folder in args.folders]
     rows = comparison_rows(results)

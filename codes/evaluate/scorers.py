@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from codes.common.cli import RunFailed, positive_int, progress
+from codes.common.cli import RunFailed, positive_int, progress, random_seed
 from codes.common.records import InputError, Question, content_hash
 from codes.evaluate.score_store import ScoreStore
 
@@ -183,7 +183,9 @@ def add_scorer_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat_template", help="file with a chat template to use instead of the tokenizer's")
     parser.add_argument("--revision", help="commit, branch or tag of a Hub model")
     parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a Hub model brings along")
-    parser.add_argument("--seed", type=int, default=42, help="of the random scorer and of the bootstrap intervals")
+    parser.add_argument(
+        "--seed", type=random_seed, default=42, help="of the random scorer and of the bootstrap intervals"
+    )
 
 
 def check_scorer_flags(args: argparse.Namespace) -> None:

@@ -15,7 +15,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from codes.common.cli import command_parser, positive_int, require_files, run_main
+from codes.common.cli import command_parser, positive_int, random_seed, require_files, run_main
 from codes.common.conversation import as_messages
 from codes.common.records import check_train_record, iter_jsonl
 
@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--vocab_size", type=positive_int, default=4096)
     parser.add_argument("--hidden_size", type=positive_int, default=128, help="a multiple of 8")
     parser.add_argument("--layers", type=positive_int, default=4)
-    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seed", type=random_seed, default=42)
     args = parser.parse_args()
     require_files(args.train_data_path, "--train_data_path")
     if args.hidden_size % 8:

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from codes.common.cli import EXIT_DONE, command_parser, run_main  # noqa: E402
+from codes.common.cli import EXIT_DONE, command_parser, random_seed, run_main  # noqa: E402
 from codes.common.download import PinnedFile, fetch_pinned_file, is_url  # noqa: E402
 from codes.common.records import InputError  # noqa: E402
 from codes.common.run_info import redact, write_run_info  # noqa: E402
@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--from", dest="source", metavar="URL_OR_DIR", default=SOURCE, help="a URL or a folder that holds the files"
     )
     parser.add_argument("--output_dir", help="the folder to put them into; default: public/ beside this script")
-    parser.add_argument("--seed", type=int, default=42, help="has no effect here; taken as by every command")
+    parser.add_argument("--seed", type=random_seed, default=42, help="has no effect here; taken as by every command")
     arguments = parser.parse_args(argv)
     fetch_files(arguments.source, Path(arguments.output_dir or Path(__file__).with_name("public")))
     return EXIT_DONE

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from codes.common.cli import command_parser, positive_int, run_main  # noqa: E402
+from codes.common.cli import command_parser, positive_int, random_seed, run_main  # noqa: E402
 from codes.construct import import_data  # noqa: E402
 
 SOURCE = "llm-blender/Unified-Feedback"
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--revision", help="the commit, tag or branch on the Hub")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="write the first N records at most")
-    parser.add_argument("--seed", type=int, default=42, help="has no effect here; taken as by every command")
+    parser.add_argument("--seed", type=random_seed, default=42, help="has no effect here; taken as by every command")
     arguments = parser.parse_args(argv)
     arguments.output_file = arguments.output_file or str(Path(__file__).with_name("train.jsonl"))
     given = {flag: getattr(arguments, flag) for flag in ("output_file", "split", "config", "revision", "limit")}
