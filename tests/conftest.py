@@ -10,6 +10,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
+# What DeepSpeed compiles for CPU ranks: built once a checkout, and no lock of a run elsewhere is waited for.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(ROOT / "output" / "torch_extensions"))
+
 TEXTS = [
     "The capital of France is Paris, and the Seine runs through it.",
     "def add(a, b):\n    return a + b\n",

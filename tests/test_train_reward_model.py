@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -64,24 +65,25 @@ def flags(model: Path, data: Path, output: Path, mode: str = "contrast", **more:
     return [part for name, value in settings.items() for part in (f"--{name}", str(value))]
 
 
-def run_on_two_ranks(*arguments: str, timeout: float = 290) -> subprocess.CompletedProcess:
-    """The command that run_training.sh gives CPU ranks."""
+def run_on_two_ranks(*arguments: str, timeout: float = 540) -> subprocess.CompletedProcess:
+    """The command that run_training.sh gives CPU ranks; the first launch in a checkout compiles an operation."""
     launcher = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_accelerators", "2", "--no_local_rank"]
-    return subprocess.run(
-        [*launcher, "--master_port", str(free_port()), "--module", "codes.train.train_reward_model", *arguments],
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "DS_ACCELERATOR": "cpu",
-            "OMP_NUM_THREADS": "1",
-            "HF_HUB_OFFLINE": "1",
-            "TOKENIZERS_PARALLELISM": "false",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        },
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    command = [*launcher, "--master_port", str(free_port()), "--module", "codes.train.train_reward_model", *arguments]
+    environment = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True, **pipes) as launched:
+        try:
+            output, errors = launched.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(launched.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, launched.returncode, output, errors)
 
 
 def free_port() -> int:

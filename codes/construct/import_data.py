@@ -1,6 +1,6 @@
 """Turn public data sets and local files into train records.
 
-    python -m codes.construct.import_data ../shared/data/contrastrm-eval --holdout 0.3 \\
+    python -m codes.construct.import_data data/eval/public --holdout 0.3 \\
         --holdout_dir output/heldout --output_file output/train.jsonl
     python -m codes.construct.import_data NiuTrans/GRAM-fine-tuning-65k --output_file output/gram.jsonl
 
