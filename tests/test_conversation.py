@@ -3,9 +3,12 @@
 import json
 
 import pytest
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast, RobertaConfig, RobertaModel
 
+from codes.common.cli import RunFailed
 from codes.common.conversation import (
     PLAIN_TEMPLATE,
     encode,
@@ -13,6 +16,7 @@ from codes.common.conversation import (
     fitting_max_length,
     load_tokenizer,
     pad_batch,
+    raise_if_unreachable,
     render,
     template_hash,
 )
@@ -94,7 +98,10 @@ def test_a_template_from_a_file_replaces_the_tokenizers_own(tmp_path):
     assert template_hash(own) != template_hash(replaced)
 
 
-@pytest.mark.parametrize("template", ["{% for m in messages %}", "{{ raise_exception('no system turn') }}"])
+@pytest.mark.parametrize(
+    "template",
+    ["{% for m in messages %}", "{{ raise_exception('no system turn') }}", "{{ messages[9].x.y }}", "{{ 1 / 0 }}"],
+)
 def test_a_template_that_fails_is_an_input_error(tmp_path, template):
     file = tmp_path / "template.jinja"
     file.write_text(template, encoding="utf-8")
@@ -102,6 +109,32 @@ def test_a_template_that_fails_is_an_input_error(tmp_path, template):
     tokenizer = load_tokenizer(folder, chat_template=str(file))
     with pytest.raises(InputError, match="chat template refuses"):
         encode(tokenizer, "one", "two", 10)
+
+
+def test_a_conversation_that_renders_to_no_tokens_is_an_input_error(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path, template="{{ '' }}"))
+    with pytest.raises(InputError, match=r"renders to no tokens.*one"):
+        encode(tokenizer, "one", "two", 10)
+
+
+def test_a_template_that_writes_the_date_always_writes_the_same_and_says_so(tmp_path, caplog):
+    clock = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{{ day }} {% endif %}"
+    first = load_tokenizer(save_tokenizer(tmp_path / "a", start="<s>", bos_token="<s>", template="\n" + clock + TURNS))
+    assert caplog.text.count("writes today's date") == 1
+    assert render(first, "one", None) == "<s>\n26 Jul 2024 user one assistant "
+    first.save_pretrained(tmp_path / "b")
+    served = AutoTokenizer.from_pretrained(tmp_path / "b")
+    messages = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+    assert served.apply_chat_template(messages, tokenize=False) == render(first, "one", "two")
+    assert load_tokenizer(str(tmp_path / "b")).chat_template == first.chat_template
+
+
+def test_the_templates_name_depends_on_the_special_tokens_it_renders(tmp_path):
+    one = load_tokenizer(save_tokenizer(tmp_path / "a", eos_token="</s>"))
+    other = load_tokenizer(save_tokenizer(tmp_path / "b", eos_token="[SEP]"))
+    again = load_tokenizer(str(tmp_path / "a"))
+    assert one.chat_template == other.chat_template
+    assert template_hash(one) == template_hash(again) != template_hash(other)
 
 
 def test_a_question_of_several_turns_is_rendered_turn_by_turn(tmp_path):
@@ -162,6 +195,43 @@ def test_max_length_is_lowered_to_the_models_positions_with_a_warning(tmp_path, 
     assert not caplog.records
     assert fitting_max_length(64, tokenizer, config) == 32
     assert "using 32" in caplog.text
+
+
+def test_positions_that_encoders_like_roberta_keep_for_padding_are_not_used(tmp_path):
+    tokenizer = load_tokenizer(save_tokenizer(tmp_path))
+    config = RobertaConfig(max_position_embeddings=32, pad_token_id=1)
+    assert fitting_max_length(64, tokenizer, config) == 30
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config.update(sizes | {"vocab_size": len(tokenizer)})
+    model = RobertaModel(config)
+    assert model(torch.full((1, 30), 5)).last_hidden_state.shape == (1, 30, 8)
+    with pytest.raises((IndexError, RuntimeError), match="out of"):
+        model(torch.full((1, 31), 5))
+
+
+def test_a_tokenizer_without_a_vocabulary_is_an_input_error(tmp_path):
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()))
+    empty.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no vocabulary"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_tokenizer_configuration_that_is_a_list_is_an_input_error(tmp_path):
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match="no tokenizer could be loaded"):
+        load_tokenizer(str(tmp_path))
+
+
+def test_a_hub_that_does_not_answer_is_a_failed_run_and_one_that_may_not_be_asked_an_input_error():
+    def as_transformers_raises(hub_error, reason=None):
+        error = OSError("cannot load the files")
+        error.__cause__, hub_error.__cause__ = hub_error, reason
+        return error
+
+    with pytest.raises(RunFailed, match=r"a/b: is no folder here, and the Hub cannot be reached: refused"):
+        raise_if_unreachable("a/b", as_transformers_raises(LocalEntryNotFoundError("not cached"), OSError("refused")))
+    raise_if_unreachable("a/b", as_transformers_raises(LocalEntryNotFoundError("outgoing traffic is disabled")))
 
 
 def test_a_folder_without_a_tokenizer_is_an_input_error(tmp_path):

@@ -1,5 +1,6 @@
 """Records to groups to batches: what is used, left out, cut and counted, and how ranks share the groups."""
 
+import copy
 import json
 
 import pytest
@@ -109,6 +110,13 @@ def test_a_rejected_answer_equal_to_the_chosen_one_from_the_start_is_dropped_too
 def test_no_group_left_is_an_input_error_that_names_the_remedy(tokenizer):
     with pytest.raises(InputError, match="raise --max_length"):
         encode_groups(tokenizer, [record(rejected=["It is 42."])], DataCounts(), max_length=200)
+
+
+def test_a_record_that_the_template_refuses_is_named(tokenizer):
+    refusing = copy.deepcopy(tokenizer)
+    refusing.chat_template = "{{ raise_exception('no system turn') }}"
+    with pytest.raises(InputError, match=r"record 'r7': the chat template refuses .*no system turn"):
+        encode_groups(refusing, [record(id="r7")], DataCounts(), max_length=200)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8])

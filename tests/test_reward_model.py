@@ -210,6 +210,15 @@ def test_a_decoder_that_misreads_the_packed_layout_is_found_out_by_trying(folder
     assert not model.facts()["prefix_sharing"]
 
 
+def test_a_sharing_error_that_is_no_number_is_an_obstacle(folders, caplog):
+    model = RewardModel.from_pretrained(folders("Llama"), new_head=True)
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight.fill_(float("nan"))
+    model.share_prefixes("on")
+    assert "packed scores differ" in caplog.text
+    assert not model.facts()["prefix_sharing"]
+
+
 def test_last_attended_and_right_padding_follow_the_mask_on_either_side():
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]])
     assert last_attended(mask).tolist() == [1, 3, 3]
@@ -234,9 +243,10 @@ def test_folders_that_are_no_usable_reward_model_are_input_errors(tiny_model, ti
     labels = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
     with pytest.raises(InputError, match="has 2 labels"):
         RewardModel.from_pretrained(broken_copy(tiny_reward_model, tmp_path / "two", **labels))
-    other = broken_copy(tiny_model, tmp_path / "other", architectures=["Qwen3ForTokenClassification"])
-    with pytest.raises(InputError, match="head that would be lost"):
-        RewardModel.from_pretrained(other, new_head=True)
+    for kept in ("Qwen3ForTokenClassification", "Qwen3ForRewardModel"):
+        other = broken_copy(tiny_model, tmp_path / kept, architectures=[kept])
+        with pytest.raises(InputError, match=f"{kept} has a head that would be lost"):
+            RewardModel.from_pretrained(other, new_head=True)
     headless = broken_copy(
         tiny_model,
         tmp_path / "headless",
@@ -253,6 +263,9 @@ def test_folders_that_are_no_usable_reward_model_are_input_errors(tiny_model, ti
     shutil.copytree(tiny_reward_model, torn)
     (torn / "model.safetensors").write_bytes(b"\x00" * 20)
     with pytest.raises(InputError, match="cannot be loaded"):
+        RewardModel.from_pretrained(str(torn))
+    (torn / "config.json").write_text("[]")
+    with pytest.raises(InputError, match="torn"):
         RewardModel.from_pretrained(str(torn))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no tokenizer"):

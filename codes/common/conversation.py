@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jinja2.exceptions import TemplateError
+from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from codes.common.cli import RunFailed
 from codes.common.records import InputError, Message, Question, content_hash
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,23 @@ PLAIN_TEMPLATE = (
     "{% if not loop.last or add_generation_prompt %}{{ '\\n\\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% else %}{{ eos_token or '' }}{% endif %}"
 )
+
+# What transformers ends in where a file is absent or holds something else than it should.
+LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError)
+
+# The day that a template sees which asks for today's: scores may not depend on the calendar.
+PINNED_DATE = {"%Y": "2024", "%m": "07", "%d": "26", "%B": "July", "%b": "Jul", "%A": "Friday", "%a": "Fri", "%y": "24"}
+PINNED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f".replace('{code}', '{text}')" for code, text in PINNED_DATE.items())
+    + " }}{% endmacro %}{{ '' }}"
+)
+
+# Models that number positions from the one after the padding's, and so have that many fewer for tokens.
+POSITIONS_AFTER_PADDING = {
+    *("camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm"),
+    *("xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +69,15 @@ def load_tokenizer(
     """A tokenizer whose chat template carries the special tokens that the tokenizer itself would add.
 
     ``chat_template`` is a file that replaces the tokenizer's own; without either, ``PLAIN_TEMPLATE`` is used and said.
+    Raises InputError where there is no tokenizer, RunFailed where the Hub cannot be reached.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
+    except LOADING_ERRORS as error:
+        raise_if_unreachable(model_path, error)
         raise InputError(f"{model_path}: no tokenizer could be loaded: {first_line(error)}") from None
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        raise InputError(f"{model_path}: its tokenizer has no vocabulary; are the tokenizer's files missing?")
     if chat_template is not None:
         try:
             with open(chat_template, encoding="utf-8") as file:
@@ -65,8 +87,18 @@ def load_tokenizer(
     elif tokenizer.chat_template is None:
         logger.warning("%s has no chat template; using the plain 'User: ... Assistant: ...' one", model_path)
         tokenizer.chat_template = PLAIN_TEMPLATE
+    tokenizer.chat_template = _with_pinned_date(model_path, tokenizer)
     tokenizer.chat_template = _with_special_tokens(tokenizer)
     return tokenizer
+
+
+def _with_pinned_date(model_path: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template; one that writes today's date gets a fixed day in its place, also wherever it is saved."""
+    template = tokenizer.get_chat_template()
+    if "strftime_now" not in template or PINNED_CLOCK in template:
+        return template
+    logger.warning("%s: its chat template writes today's date; it always gets 26 July 2024 here", model_path)
+    return PINNED_CLOCK + template
 
 
 def _with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -100,8 +132,10 @@ def _literal(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> str:
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A short name for the chat template in use, for results and caches."""
-    return content_hash(tokenizer.get_chat_template())[:16]
+    """A short name for the chat template in use and the special tokens it can render, for results and caches."""
+    names = ("bos_token", "eos_token", "cls_token", "sep_token", "pad_token")
+    special = {name: str(token) for name in names if (token := getattr(tokenizer, name)) is not None}
+    return content_hash(tokenizer.get_chat_template(), special)[:16]
 
 
 def as_messages(question: Question) -> list[Message]:
@@ -116,7 +150,8 @@ def render(tokenizer: PreTrainedTokenizerBase, question: Question, answer: str |
         messages.append({"role": "assistant", "content": answer})
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer is None)
-    except TemplateError as error:
+    except Exception as error:
+        # A template is a program: besides its own refusals it can end in any error of the operations it uses.
         raise InputError(f"the chat template refuses a conversation ({first_line(error)}): {messages!r:.200}") from None
 
 
@@ -127,11 +162,14 @@ def encode_group(
 
     Where a conversation is longer than ``max_length``, BOS or CLS stays, then the oldest prompt tokens go, and only
     then the answer's end. The prompt ends where the tokens of the whole conversation first differ from those of the
-    prompt alone, so a token that merges across the border belongs to the answer.
+    prompt alone, so a token that merges across the border belongs to the answer. Raises InputError where the template
+    fails or renders nothing.
     """
     texts = [render(tokenizer, question, None), *(render(tokenizer, question, answer) for answer in answers)]
     # Quiet about what is longer than the model: it is cut below, and counted.
     prompt, *conversations = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    if not all(conversations):
+        raise InputError(f"a conversation renders to no tokens (chat template or tokenizer): {question!r:.200}")
     start_ids = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     return [_truncate(ids, _common_prefix_length(prompt, ids), start_ids, max_length) for ids in conversations]
 
@@ -162,7 +200,13 @@ def _truncate(ids: list[int], prompt_length: int, start_ids: set[int], max_lengt
 
 def fitting_max_length(max_length: int, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> int:
     """``max_length``, lowered with a warning to what the model has positions for."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or max_length
+    text_config = config.get_text_config()
+    positions = getattr(text_config, "max_position_embeddings", None) or max_length
+    if text_config.model_type in POSITIONS_AFTER_PADDING and (
+        getattr(text_config, "position_embedding_type", "absolute") == "absolute"
+    ):
+        pad_id = text_config.pad_token_id
+        positions -= 2 if pad_id is None else pad_id + 1
     limit = min(max_length, positions, tokenizer.model_max_length)
     if limit < max_length:
         logger.warning("--max_length %d is more than the model's %d positions; using %d", max_length, limit, limit)
@@ -181,6 +225,18 @@ def pad_batch(rows: Sequence[Sequence[int]], pad_id: int) -> dict[str, torch.Ten
 def first_line(error: BaseException) -> str:
     """The first line of an error's text, for one-line messages."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def raise_if_unreachable(model_path: str, error: BaseException | None) -> None:
+    """Raise RunFailed where a model could not be loaded because the Hub did not answer.
+
+    Not where it may not be asked (HF_HUB_OFFLINE): then the model is simply not here.
+    """
+    while error is not None:
+        before = error.__cause__ or error.__context__
+        if isinstance(error, LocalEntryNotFoundError) and before is not None:
+            raise RunFailed(f"{model_path}: is no folder here, and the Hub cannot be reached: {first_line(before)}")
+        error = before
 
 
 def is_local(model_path: str | os.PathLike) -> bool:

@@ -103,7 +103,10 @@ class ModelScorer:
         groups = []
         for group in by_question.values():
             answers = [conversation.answer for conversation in group]
-            encodings = encode_group(self.model.tokenizer, group[0].question, answers, self.max_length)
+            try:
+                encodings = encode_group(self.model.tokenizer, group[0].question, answers, self.max_length)
+            except InputError as error:
+                raise InputError(f"{group[0].where}: {error}") from None
             encoded = sorted(zip(group, encodings), key=lambda pair: (-len(pair[1].ids), pair[0].key))
             groups += [encoded[start : start + self.batch_size] for start in range(0, len(encoded), self.batch_size)]
         groups.sort(key=lambda encoded: (-len(encoded[0][1].ids), encoded[0][0].key))

@@ -79,12 +79,16 @@ def encode_groups(
     """Encode each record's chosen and rejected answers; ``counts`` is filled in on the way.
 
     A rejected answer whose ids equal the chosen one's, as truncation can make them, teaches nothing: it is dropped and
-    counted, and so is a group that has none left. Raises InputError where no group is left.
+    counted, and so is a group that has none left. Raises InputError where the template refuses a record, naming it, and
+    where no group is left.
     """
     groups = []
     for record in records:
         texts = [record["chosen"], *record["rejected"][: 1 if first_rejected_only else None]]
-        chosen, *rejected = encode_group(tokenizer, record["question"], texts, max_length)
+        try:
+            chosen, *rejected = encode_group(tokenizer, record["question"], texts, max_length)
+        except InputError as error:
+            raise InputError(f"record {record['id']!r}: {error}" if "id" in record else str(error)) from None
         kept = [(chosen, texts[0])]
         kept += [(answer, text) for answer, text in zip(rejected, texts[1:]) if answer.ids != chosen.ids]
         counts.dropped_answers_equal_to_chosen += len(texts) - len(kept)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from codes.common.conversation import first_line, load_tokenizer
+from codes.common.conversation import LOADING_ERRORS, first_line, load_tokenizer, raise_if_unreachable
 from codes.common.prefix_sharing import (
     LEAST_SAVING,
     SPAN_ATTENTION,
@@ -41,7 +41,7 @@ SHARING_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1
 PAD_TOKEN = "<|contrastrm_pad|>"
 # Architectures that may get a fresh head. Others that are no classifier (a reward model of another library, a token
 # classifier) have a head of their own, which would silently be lost.
-HEADLESS_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "Model")
+HEADLESS_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTraining", "ForConditionalGeneration")
 
 
 class RewardModel(nn.Module):
@@ -114,7 +114,7 @@ class RewardModel(nn.Module):
         if obstacle is None:
             self.model.set_attn_implementation(SPAN_ATTENTION)
             error = self._sharing_error()
-            if error > SHARING_TOLERANCE[self.model.dtype]:
+            if not error <= SHARING_TOLERANCE[self.model.dtype]:  # so that NaN is an obstacle, too
                 obstacle = f"its packed scores differ by {error:.1e} from those alone"
                 self.model.set_attn_implementation(self.attention_implementation)
         if obstacle is not None:
@@ -175,7 +175,7 @@ class RewardModel(nn.Module):
 
         Raises InputError for a folder or name that cannot be loaded, a classifier with more than one label, a model
         without a trained head (unless ``new_head``), a model with a head of another kind, and weights that do not fit
-        the architecture or are missing.
+        the architecture or are missing; RunFailed where the Hub cannot be reached.
         """
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = load_tokenizer(model_path, chat_template=chat_template, **source)
@@ -186,7 +186,7 @@ class RewardModel(nn.Module):
                 raise InputError(f"{model_path}: has {config.num_labels} labels; a reward model has exactly one")
             if not is_classifier and not new_head:
                 raise InputError(f"{model_path}: {_architecture(config)} has no reward head; train one from it first")
-            if not is_classifier and not _architecture(config).endswith((*HEADLESS_SUFFIXES, _UNKNOWN)):
+            if not is_classifier and not _may_get_head(config):
                 raise InputError(f"{model_path}: {_architecture(config)} has a head that would be lost")
             with _without_loading_report():
                 model, loading = AutoModelForSequenceClassification.from_pretrained(
@@ -194,7 +194,8 @@ class RewardModel(nn.Module):
                 )
         except InputError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except (*LOADING_ERRORS, RuntimeError, SafetensorError) as error:
+            raise_if_unreachable(model_path, error)
             raise InputError(f"{model_path}: cannot be loaded as a reward model: {first_line(error)}") from None
         missing = [name for name in loading["missing_keys"] if is_classifier or not _starts_fresh(model, name)]
         if missing:
@@ -301,6 +302,13 @@ _UNKNOWN = "a model of unknown architecture"
 
 def _architecture(config) -> str:
     return (getattr(config, "architectures", None) or [_UNKNOWN])[0]
+
+
+def _may_get_head(config) -> bool:
+    # A bare body is a "Model" without a "For": Qwen2ForRewardModel has a head.
+    architecture = _architecture(config)
+    bare = architecture.endswith("Model") and "For" not in architecture
+    return bare or architecture == _UNKNOWN or architecture.endswith(HEADLESS_SUFFIXES)
 
 
 def _starts_fresh(model: PreTrainedModel, name: str) -> bool:
