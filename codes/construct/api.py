@@ -4,14 +4,14 @@ import argparse
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from codes.common.batch_api import BatchCounts
 from codes.common.chat_replies import Answer, Call
 from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, positive_float, positive_int, random_seed, require_files
-from codes.common.llm import Backend, OpenAIBackend, RunCounts, RunOptions
+from codes.common.llm import Ask, Backend, OpenAIBackend, RunCounts, RunOptions, run_rows
 from codes.common.records import (
     FieldError,
     InputError,
@@ -190,6 +190,27 @@ def run_options(args: argparse.Namespace) -> RunOptions:
     mode = "estimate" if args.dry_run else "status" if args.status else args.batch or "ask"
     shard = str(Shard.parse(args.shard)) if args.shard else None
     return RunOptions(mode=mode, shard=shard, spending=Spending(prices, args.max_cost))
+
+
+def run(
+    args: argparse.Namespace,
+    process: Callable[[dict, Ask], Awaitable[dict | None]],
+    backend: Backend,
+    configuration: dict,
+    rows: "InputRows",
+    total: int | None,
+) -> RunCounts | BatchCounts | Survey:
+    """``run_rows`` over the input into ``--output_file``, as the flags say; ``configuration`` names the command."""
+    return run_rows(
+        rows,
+        process,
+        backend,
+        Path(args.output_file),
+        configuration,
+        concurrency=args.concurrency,
+        total=total,
+        desc=configuration["command"],
+    )
 
 
 def make_backend(args: argparse.Namespace) -> Backend:

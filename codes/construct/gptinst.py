@@ -16,10 +16,9 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from codes.common.cli import command_parser, run_main
-from codes.common.llm import Ask, Backend, Call, CallFailed, run_rows
+from codes.common.llm import Ask, Backend, Call, CallFailed
 from codes.common.records import content_hash
 from codes.construct import api
 from codes.construct.answer_units import language, normal_space
@@ -42,16 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return await add_gptinst(record, ask, backend, pool)
 
     configuration = {"command": "gptinst", "prompt_version": PROMPT_VERSION, "seed": args.seed}
-    counts = run_rows(
-        rows,
-        process,
-        backend,
-        Path(args.output_file),
-        configuration,
-        concurrency=args.concurrency,
-        total=total,
-        desc="gptinst",
-    )
+    counts = api.run(args, process, backend, configuration, rows, total)
     return api.report(counts, args.output_file)
 
 

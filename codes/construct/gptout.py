@@ -13,10 +13,9 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from codes.common.cli import command_parser, positive_int, run_main
-from codes.common.llm import Answer, Ask, Backend, Call, CallFailed, run_rows
+from codes.common.llm import Answer, Ask, Backend, Call, CallFailed
 from codes.common.records import INJECTED_BIASES, InputError
 from codes.construct import api
 from codes.construct.bias_checks import looks_like_error, reply_problem, source_name
@@ -52,16 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "biases_per_item": args.biases_per_item,
         "seed": args.seed,
     }
-    counts = run_rows(
-        rows,
-        process,
-        backend,
-        Path(args.output_file),
-        configuration,
-        concurrency=args.concurrency,
-        total=total,
-        desc="gptout",
-    )
+    counts = api.run(args, process, backend, configuration, rows, total)
     return api.report(counts, args.output_file)
 
 

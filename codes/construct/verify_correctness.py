@@ -19,7 +19,7 @@ from pathlib import Path
 
 from codes.common.batch_api import BatchCounts
 from codes.common.cli import command_parser, fraction, run_main
-from codes.common.llm import Ask, Backend, Call, CallFailed, RunCounts, run_rows
+from codes.common.llm import Ask, Backend, Call, CallFailed, RunCounts
 from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, write_json
 from codes.construct import api
 from codes.construct.bias_checks import looks_like_error, source_name
@@ -53,16 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configuration = {"command": "verify_correctness", "prompt_version": PROMPT_VERSION, **definitions_setting(known)}
     if args.pointwise:  # controls change no record, so a run may be measured later
         configuration["pointwise"] = True
-    counts = run_rows(
-        rows,
-        process,
-        backend,
-        Path(args.output_file),
-        configuration,
-        concurrency=args.concurrency,
-        total=total,
-        desc="verify",
-    )
+    counts = api.run(args, process, backend, configuration, rows, total)
     finished = counts.counts if isinstance(counts, BatchCounts) else counts
     if args.controls and isinstance(finished, RunCounts):
         outcomes = [outcome for row_id in sorted(controls) for outcome in controls[row_id]]
