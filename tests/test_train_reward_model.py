@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from transformers import AutoModelForSequenceClassification
 from codes.common.cli import RunFailed
 from codes.common.records import InputError
 from codes.train.train_reward_model import train
+from codes.train.trainer import is_whole_checkpoint, newest_whole_checkpoint
 from codes.train.training_metrics import ScoredGroup, reward_metrics, spearman
 from tests.conftest import ROOT
 
@@ -200,8 +202,66 @@ def leave_as_if_killed(run: Path, output: Path, step: int) -> None:
 
 def test_a_resumed_run_must_have_the_configuration_of_the_one_it_continues(one_process, tiny_model, data, tmp_path):
     leave_as_if_killed(one_process, tmp_path / "out", 2)
-    with pytest.raises(InputError, match=r"temperature: 0\.5 there, 0.7 now"):
-        train([*flags(tiny_model, data, tmp_path / "out", temperature=0.7), "--resume_from_checkpoint", "True"])
+    resumed = [*flags(tiny_model, data, tmp_path / "out", num_train_epochs=2), "--resume_from_checkpoint", "last"]
+    for flag, value, difference in (
+        ("--temperature", "0.7", r"temperature: 0\.5 there, 0\.7 now"),
+        ("--data_seed", "7", "data_seed: 42 there, 7 now"),
+        ("--learning_rate", "1e-4", r"learning_rate: 0\.001 there, 0\.0001 now"),
+        ("--lr_scheduler_type", "cosine", 'lr_scheduler_type: "linear" there, "cosine" now'),
+        ("--weight_decay", "0.1", r"weight_decay: 0\.0 there, 0\.1 now"),
+        ("--max_steps", "9", "max_steps: -1 there, 9 now"),
+    ):
+        with pytest.raises(InputError, match=difference):
+            train([*resumed, flag, value])
+
+
+def test_a_checkpoint_of_another_folder_must_have_the_configuration_of_its_own_run(
+    one_process, tiny_model, data, tmp_path
+):
+    settings = flags(tiny_model, data, tmp_path / "out", num_train_epochs=2, learning_rate="1e-4")
+    with pytest.raises(InputError, match=r"one: made with another configuration \(learning_rate"):
+        train([*settings, "--resume_from_checkpoint", str(one_process / "checkpoint-2")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_torn_checkpoint_is_passed_over_for_the_one_before(one_process, tmp_path):
+    for step in (2, 3, 4, 5):
+        shutil.copytree(one_process / f"checkpoint-{step}", tmp_path / f"checkpoint-{step}")
+    (tmp_path / "checkpoint-3/optimizer.pt").unlink()
+    for torn in ("checkpoint-4/model.safetensors", "checkpoint-5/optimizer.pt"):
+        content = (tmp_path / torn).read_bytes()
+        (tmp_path / torn).write_bytes(content[: len(content) // 2])
+    assert newest_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+def test_a_checkpoint_of_deepspeed_is_whole_with_the_optimizer_states_of_its_ranks(one_process, tmp_path):
+    checkpoint = tmp_path / "checkpoint-2"
+    shutil.copytree(one_process / "checkpoint-2", checkpoint)
+    states = checkpoint / "global_step2"
+    states.mkdir()
+    (checkpoint / "optimizer.pt").rename(states / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (checkpoint / "latest").write_text("global_step2")
+    assert is_whole_checkpoint(checkpoint)
+    (checkpoint / "latest").write_text("global_step4")
+    assert not is_whole_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("room", [0.5, 1.5])  # of the weights, then of the optimizer's state, twice their size
+def test_a_disk_that_takes_no_more_is_a_failed_run_named_in_one_line(tiny_model, data, tmp_path, room):
+    settings = flags(tiny_model, data, tmp_path / "out", max_steps=1)
+    size = int((tiny_model / "model.safetensors").stat().st_size * room)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(RunFailed, match=r"out: .*could not be written"):
+            train(settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_one_process_needs_no_backend(tiny_model, data, tmp_path):
+    train([*flags(tiny_model, data, tmp_path / "out", max_steps=1), "--ddp_backend", "gloo"])
+    assert len(column(tmp_path / "out", "loss")) == 1
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is_unless_told_otherwise(tiny_model, data, tmp_path):
@@ -342,6 +402,12 @@ def test_bad_data_ends_both_ranks_with_exit_status_2_and_one_line(tiny_model, tm
         (["--train_sampling_strategy", "group_by_length"], "--train_sampling_strategy"),
         (["--deepspeed", "absent.json"], "absent.json"),
         (["--save_strategy", "sometimes"], "sometimes"),
+        (["--max_steps", "0"], "--max_steps"),
+        (["--seed", "-1"], "--seed"),
+        (["--data_seed", "4294967296"], "--data_seed"),
+        (["--report_to", "swanlab"], "--report_to"),
+        (["--report_to", "nothing"], "--report_to"),
+        (["--use_liger_kernel"], "liger-kernel"),
     ],
 )
 def test_a_flag_that_cannot_work_is_an_input_error_and_nothing_is_written(tiny_model, data, tmp_path, more, message):
@@ -351,8 +417,10 @@ def test_a_flag_that_cannot_work_is_an_input_error_and_nothing_is_written(tiny_m
     assert not (tmp_path / "out").exists()
 
 
-def test_zero_3_that_would_save_no_weights_is_refused(tiny_model, data, tmp_path):
+@pytest.mark.parametrize("stage", [3, "3"])
+def test_zero_3_that_would_save_no_weights_is_refused(tiny_model, data, tmp_path, stage):
     config = json.loads((ROOT / "configs/ds_z3_config.json").read_text())
+    config["zero_optimization"]["stage"] = stage
     del config["zero_optimization"]["stage3_gather_16bit_weights_on_model_save"]
     (tmp_path / "z3.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="stage3_gather_16bit_weights_on_model_save"):

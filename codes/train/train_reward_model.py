@@ -16,14 +16,18 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import transformers
-from transformers import PreTrainedTokenizerBase, set_seed
+from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase, SchedulerType, set_seed
 
 from codes.common.cli import RunFailed, run_main
-from codes.common.conversation import fitting_max_length, template_hash
+from codes.common.conversation import first_line, fitting_max_length, template_hash
 from codes.common.records import InputError, file_sha256, to_json
 from codes.common.run_info import redact, require_same_configuration, write_run_info
 from codes.train.data_utils import DataCounts, GroupDataset, encode_groups, read_train_records
@@ -40,6 +44,8 @@ from codes.train.trainer import RewardTrainer
 logger = logging.getLogger(__name__)
 
 SECONDS_FOR_RANK_0_TO_SPEAK = 10
+# What torch.save names where a write fails: it raises a plain RuntimeError.
+TORCH_FILE_WRITER = ("PytorchStreamWriter", "inline_container")
 
 
 def train(arguments: list[str]) -> dict:
@@ -60,7 +66,8 @@ def train(arguments: list[str]) -> dict:
     eval_groups = eval_records and encode_groups(model.tokenizer, eval_records, eval_counts, max_length=max_length)
     configuration = _configuration(settings, training_arguments, model.tokenizer, max_length)
     if checkpoint is not None:
-        require_same_configuration(training_arguments.output_dir, configuration)
+        for folder in (Path(checkpoint).parent, training_arguments.output_dir):
+            require_same_configuration(folder, configuration)
 
     trainer = RewardTrainer(
         model=model,
@@ -73,8 +80,9 @@ def train(arguments: list[str]) -> dict:
     if training_arguments.process_index == 0:
         _start_output(settings, training_arguments, resumes=checkpoint is not None)
         provenance.write(finished=False)
-    result = trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model()
+    with _writing_failures_named(training_arguments.output_dir):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
     if training_arguments.process_index == 0:
         provenance.write(finished=True, train_metrics=result.metrics)
         logger.info("saved the reward model to %s", training_arguments.output_dir)
@@ -108,6 +116,19 @@ def _start_output(settings: RewardSettings, training_arguments: RewardTrainingAr
     if settings.overwrite_output_dir and not resumes:
         for path in files_of_a_run(training_arguments.output_dir):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+@contextmanager
+def _writing_failures_named(output_dir: str) -> Iterator[None]:
+    """A disk that is full, or any other reason why a checkpoint cannot be written, is a RunFailed."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunFailed(f"{output_dir}: could not be written: {first_line(error)}") from None
+    except RuntimeError as error:
+        if not any(name in str(error) for name in TORCH_FILE_WRITER):
+            raise
+        raise RunFailed(f"{output_dir}: a checkpoint could not be written: {first_line(error)}") from None
 
 
 def _read(settings: RewardSettings, paths: list[str]) -> tuple[list[dict], DataCounts]:
@@ -147,7 +168,8 @@ def _configuration(
     max_length: int,
 ) -> dict:
     """What a resumed run must share with the one it continues."""
-    per_rank = training_arguments.train_batch_size * training_arguments.gradient_accumulation_steps
+    arguments = training_arguments
+    per_rank = arguments.train_batch_size * arguments.gradient_accumulation_steps
     return {
         "model_name_or_path": settings.model_name_or_path,
         "revision": settings.revision,
@@ -157,8 +179,17 @@ def _configuration(
         "train_data_sha256": [file_sha256(path) for path in settings.train_data_path],
         "keep_unverified": settings.keep_unverified,
         "verified_only": settings.verified_only,
-        "groups_per_step": per_rank * training_arguments.world_size,
-        "seed": training_arguments.seed,
+        "groups_per_step": per_rank * arguments.world_size,
+        "seed": arguments.seed,
+        "data_seed": arguments.seed if arguments.data_seed is None else arguments.data_seed,
+        "train_sampling_strategy": arguments.train_sampling_strategy,
+        "dataloader_drop_last": arguments.dataloader_drop_last,
+        "learning_rate": arguments.learning_rate,
+        "lr_scheduler_type": str(SchedulerType(arguments.lr_scheduler_type).value),
+        "num_train_epochs": arguments.num_train_epochs,
+        "max_steps": arguments.max_steps,
+        "weight_decay": arguments.weight_decay,
+        "precision": "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32",
     }
 
 

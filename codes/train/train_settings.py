@@ -11,8 +11,10 @@ from typing import Literal, NoReturn
 
 import torch
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.integrations import get_reporting_integration_callbacks
+from transformers.utils import is_liger_kernel_available
 
-from codes.common.cli import require_files
+from codes.common.cli import LARGEST_SEED, require_files
 from codes.common.conversation import first_line
 from codes.common.records import InputError
 from codes.train.trainer import METRICS_FILE, is_whole_checkpoint, newest_whole_checkpoint
@@ -120,12 +122,28 @@ def parse_settings(arguments: list[str], description: str) -> tuple[RewardSettin
         given["use_cpu"] = True
     if given["deepspeed"] and "RANK" not in os.environ:
         os.environ.update(_single_process())
+    elif "RANK" not in os.environ:
+        given["ddp_backend"] = None  # there is no group of processes for it to connect
     if settings.eval_data_path and not any(word.replace("-", "_").startswith("__eval_strategy") for word in arguments):
         given["eval_strategy"] = "epoch"
     try:
-        return settings, RewardTrainingArguments(**given)
+        training_arguments = RewardTrainingArguments(**given)
     except (ValueError, TypeError, ImportError) as error:
         raise InputError(f"training arguments: {first_line(error)}") from None
+    _check_packages(training_arguments)
+    return settings, training_arguments
+
+
+def _check_packages(training_arguments: TrainingArguments) -> None:
+    """Refuse what needs a package that is not installed now, not when the model and the data have been loaded."""
+    try:
+        # The only place where transformers says which package a name needs: the callback's constructor.
+        for callback in get_reporting_integration_callbacks(training_arguments.report_to):
+            callback()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise InputError(f"--report_to: {first_line(error)}") from None
+    if training_arguments.use_liger_kernel and not is_liger_kernel_available():
+        raise InputError("--use_liger_kernel: needs the package liger-kernel, which is not installed")
 
 
 def _single_process() -> dict[str, str]:
@@ -163,6 +181,11 @@ def _check_training_arguments(given: dict, settings: RewardSettings) -> None:
         _require(f"--{name}", given[name], "at least 1", given[name] >= 1)
     _require("--num_train_epochs", given["num_train_epochs"], "above 0", given["num_train_epochs"] > 0)
     _require("--learning_rate", given["learning_rate"], "at least 0", given["learning_rate"] >= 0)
+    for name in ("seed", "data_seed"):
+        value = given[name]
+        _require(f"--{name}", value or 0, f"from 0 to {LARGEST_SEED}", value is None or 0 <= value <= LARGEST_SEED)
+    steps = given["max_steps"]
+    _require("--max_steps", steps, "of at least 1, or -1 to go by --num_train_epochs", steps >= 1 or steps == -1)
     if given["train_sampling_strategy"] not in ("random", "sequential"):
         raise InputError("--train_sampling_strategy: groups are drawn random or sequential")
     if given["label_smoothing_factor"]:
@@ -183,7 +206,7 @@ def _check_deepspeed_config(path: str) -> None:
         stage, gathers = zero.get("stage", 0), zero.get("stage3_gather_16bit_weights_on_model_save")
     except (ValueError, AttributeError) as error:
         raise InputError(f"--deepspeed {path}: is no DeepSpeed configuration: {first_line(error)}") from None
-    if stage == 3 and gathers is not True:
+    if str(stage) == "3" and gathers is not True:
         raise InputError(
             f"--deepspeed {path}: field 'zero_optimization.stage3_gather_16bit_weights_on_model_save': must be true, "
             "or ZeRO-3 would save no weights"

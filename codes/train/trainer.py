@@ -10,10 +10,12 @@ import math
 import os
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback
 
@@ -208,7 +210,7 @@ def _finite_or_none(value: object) -> object:
 
 
 def newest_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The checkpoint of the highest step whose trainer state, which is written last, is there and readable."""
+    """The checkpoint of the highest step that a run can continue from."""
     for checkpoint in sorted(Path(folder).glob("checkpoint-*"), key=_step, reverse=True):
         if is_whole_checkpoint(checkpoint):
             return checkpoint
@@ -216,11 +218,34 @@ def newest_whole_checkpoint(folder: str | os.PathLike) -> Path | None:
 
 
 def is_whole_checkpoint(checkpoint: Path) -> bool:
+    """Whether the trainer's state, which is written last, the weights and the optimizer's state are there and whole."""
     try:
         to_json(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        for path in _weight_files(checkpoint):
+            # Opening reads the header and compares the file's size with what it says.
+            with safe_open(path, framework="pt"):
+                pass
+        optimizer_files = _optimizer_files(checkpoint)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return False
-    return True
+    # torch.save writes zip archives, whose directory stands at the end.
+    return bool(optimizer_files) and all(zipfile.is_zipfile(path) for path in optimizer_files)
+
+
+def _weight_files(checkpoint: Path) -> list[Path]:
+    index = checkpoint / "model.safetensors.index.json"
+    if not index.exists():
+        return [checkpoint / "model.safetensors"]
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return [checkpoint / Path(shard).name for shard in shards]
+
+
+def _optimizer_files(checkpoint: Path) -> list[Path]:
+    """The optimizer's and the schedule's state, or what DeepSpeed saved for each rank in their place."""
+    latest = checkpoint / "latest"
+    if latest.exists():
+        return sorted((checkpoint / latest.read_text(encoding="utf-8").strip()).glob("*_optim_states.pt"))
+    return [checkpoint / "optimizer.pt", checkpoint / "scheduler.pt"]
 
 
 def _step(checkpoint: Path) -> int:
