@@ -5,7 +5,7 @@ import json
 import pytest
 
 from codes.common.records import InputError
-from codes.evaluate import eval_reward_bench
+from codes.evaluate import eval_reward_bench, eval_rm
 from codes.evaluate.metrics import REWARD_BENCH_ROWS, REWARD_BENCH_SECTIONS, reward_bench_scores
 from codes.evaluate.reward_bench_summary import reward_bench_summary
 from tests.conftest import ROOT
@@ -160,6 +160,46 @@ def test_results_on_other_data_or_of_another_scorer_are_refused(evaluate, tmp_pa
         evaluate("all", data)
     write_rows(data, [row()])
     assert evaluate("all", data) == before
+
+
+def test_a_section_evaluated_after_the_others_joins_them_and_replaces_nothing(evaluate, tmp_path, capsys):
+    whole = evaluate("all", SAMPLE)
+    assert evaluate("chat", SAMPLE) == whole
+    assert "evaluated before on the same data, and kept: Chat Hard, Reasoning, Safety" in capsys.readouterr().out
+    for section in ("safety", "chat", "reasoning", "chat-hard"):
+        summary, rows = evaluate(section, SAMPLE, name="apart")
+    assert rows == whole[1]
+    assert summary | {"eval_model": "m"} == whole[0]
+    alone, _ = evaluate("chat", SAMPLE, name="alone")
+    both, _ = evaluate("safety", SAMPLE, name="alone")
+    assert (alone["sections_evaluated"], both["sections_evaluated"]) == (["Chat"], ["Chat", "Safety"])
+    assert both["sections"]["Chat"] == alone["sections"]["Chat"] == whole[0]["sections"]["Chat"]
+
+
+def test_a_folder_with_results_of_another_model_from_the_other_command_is_refused(evaluate, tmp_path):
+    rm = ["length", "--data_dir", str(ROOT / "data" / "eval"), "--output_dir", str(tmp_path / "results")]
+    eval_rm.main([*rm, "--scorer", "length", "--model_name", "a"])
+    with pytest.raises(InputError, match=r"length_a\.jsonl: made with another configuration.*scorer"):
+        evaluate("chat", SAMPLE, name="a", scorer=("--scorer", "random"))
+    evaluate("chat", SAMPLE, name="a")
+    evaluate("chat", SAMPLE, name="b")
+    with pytest.raises(InputError, match=r"reward_bench_evaluation_b\.jsonl: made with another configuration.*scorer"):
+        eval_rm.main([*rm, "--scorer", "random", "--model_name", "b"])
+    assert not list((tmp_path / "results" / "b").glob("length*"))
+
+
+def test_the_max_length_of_a_folder_is_one(evaluate, tmp_path, tiny_reward_model):
+    scorer = ("--model_path", str(tiny_reward_model), "--device", "cpu")
+    evaluate("chat", write_rows(tmp_path / "rows.jsonl", [row("mt-bench-easy")]), scorer=scorer)
+    rm = ["length", "--data_dir", str(ROOT / "data" / "eval"), "--output_dir", str(tmp_path / "results"), *scorer]
+    with pytest.raises(InputError, match=r"another configuration.*max_length"):
+        eval_rm.main([*rm, "--model_name", "m", "--max_length", "64"])
+
+
+def test_results_are_evaluated_again_and_what_they_held_is_said_to_be_replaced(evaluate, tmp_path, caplog):
+    _, written = evaluate("all", write_rows(tmp_path / "rows.jsonl", [row(chosen_score=-1.0)]))
+    assert written[0]["chosen_score"] == len("a + b, added")
+    assert "rows.jsonl:1: field 'chosen_score': is replaced" in caplog.text
 
 
 def test_without_the_hub_the_error_is_one_line_that_names_the_data_flag(run_command, tmp_path):

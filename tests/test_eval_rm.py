@@ -281,6 +281,32 @@ def test_results_of_another_configuration_are_refused_and_left_alone(evaluate, s
     evaluate("beauty", sample_data, "--batch_size", 3)
 
 
+def test_the_summary_over_all_biases_may_grow_but_is_not_replaced_by_other_data(evaluate, sample_data, tmp_path):
+    evaluate("all", sample_data, "--scorer", "length")
+    write_rows(sample_data / "race_bias.jsonl", [pair()])
+    folder = evaluate("all", sample_data, "--scorer", "length")
+    before = result_files(folder)
+    assert "race" in read_json(folder / "all_biases_summary_m.json")
+    write_rows(tmp_path / "other" / "gender_bias.jsonl", [pair()])
+    with pytest.raises(InputError, match=r"all_biases_summary_m\.json: made with another.*data_sha256 of beauty"):
+        evaluate("all", tmp_path / "other", "--scorer", "length")
+    with pytest.raises(InputError, match=r"all_biases_summary_m\.json: made with another.*average_other_biases"):
+        evaluate("all", sample_data, "--scorer", "length", "--average_other_biases")
+    assert result_files(folder) == before
+    evaluate("gender", tmp_path / "other", "--scorer", "length")
+
+
+def test_rows_are_named_by_their_line_and_fields_that_are_written_anew_are_told(evaluate, tmp_path, caplog):
+    path = tmp_path / "data" / "length_bias.jsonl"
+    write_rows(path, [pair(scores_biased=[0, 1]), pair("Why?")])
+    path.write_text("\n" + path.read_text().replace("\n", "\n\n", 1))
+    part = eval_rm.read_bias(path.parent, "length")
+    assert [row[0].where for row in part.conversations] == [f"{path}:{n}: field 'original_response1'" for n in (2, 4)]
+    assert f"{path}:2: field 'scores_biased': is replaced" in caplog.text
+    folder = evaluate("length", path.parent, "--scorer", "length")
+    assert read_rows(folder / "length_m.jsonl")[0]["scores_biased"] == [5.0, 31.0]
+
+
 def test_results_of_unknown_origin_are_not_overwritten(evaluate, sample_data, tmp_path):
     foreign = tmp_path / "results" / "m" / "length_summary_m.json"
     write_rows(foreign, [{"theirs": 1}])

@@ -65,6 +65,14 @@ def test_the_length_scorer_needs_no_model(run_score):
     assert [row["score"] for row in run_score(ROWS[:3], scorer=("--scorer", "length"))] == [2.0, 2.0, 6.0]
 
 
+def test_an_empty_answer_is_scored(run_score):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": ""}]
+    rows = [{"prompt": "q", "response": ""}, {"messages": turns}, {"prompt": "q", "response": "a"}]
+    assert [row["score"] for row in run_score(rows, scorer=("--scorer", "length"))] == [0.0, 0.0, 1.0]
+    scored = [row["score"] for row in run_score(rows, output="by_model.jsonl")]
+    assert scored[0] == pytest.approx(scored[1], abs=1e-4)
+
+
 def test_running_again_changes_nothing_and_another_configuration_is_refused(run_score, tmp_path):
     run_score(ROWS)
     before = (tmp_path / "out.jsonl").read_bytes()
@@ -108,7 +116,7 @@ def test_a_killed_run_goes_on_from_the_scores_it_has(tmp_path, tiny_reward_model
     [
         ({"prompt": "p"}, r"in\.jsonl:2: field 'response': is missing"),
         ({"prompt": 3, "response": "r"}, r"in\.jsonl:2: field 'prompt': expected a string or a list"),
-        ({"prompt": "p", "response": " "}, r"in\.jsonl:2: field 'response': is empty"),
+        ({"prompt": "p", "response": None}, r"in\.jsonl:2: field 'response': expected a string, found null"),
         ({"messages": "hello"}, r"in\.jsonl:2: field 'messages': expected a list"),
         ({"messages": [{"role": "user", "content": "q"}]}, r"in\.jsonl:2: field 'messages': must be a conversation"),
         ({"prompt": "p", "response": "r", "score": 1.0}, r"in\.jsonl:2: field 'score': is there already"),

@@ -126,8 +126,8 @@ def test_a_damaged_store_is_an_error_naming_file_and_line(tmp_path, line):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_score_that_is_no_finite_number_names_the_row_and_is_not_stored(tmp_path, bad):
-    rows = [Conversation("q", "one", "pairs.jsonl: row 1"), Conversation("q", "two", "pairs.jsonl: row 2")]
-    with pytest.raises(RunFailed, match=r"pairs\.jsonl: row 2: the score is (nan|inf)"):
+    rows = [Conversation("q", "one", "pairs.jsonl:1"), Conversation("q", "two", "pairs.jsonl:2")]
+    with pytest.raises(RunFailed, match=r"pairs\.jsonl:2: the score is (nan|inf)"):
         score_conversations(CountingScorer(values=[0.5, bad]), rows, tmp_path)
     [store] = (tmp_path / "score_store").iterdir()
     assert list(map(json.loads, store.read_text().splitlines())) == [{"configuration": {"scorer": "length"}}]
@@ -208,6 +208,17 @@ def test_cuda_without_a_device_is_said_plainly(model_scorer):
 )
 def test_result_names_hold_letters_digits_dots_underscores_and_hyphens_only(path, given, scorer, expected):
     assert model_name(Namespace(model_path=path, model_name=given, scorer=scorer)) == expected
+
+
+def test_a_name_too_long_for_the_longest_file_name_is_refused():
+    from codes.evaluate.results import LONGEST_NAME
+
+    args = Namespace(model_path="m", model_name="a" * LONGEST_NAME, scorer="model")
+    longest = f".{'b' * 60}_{model_name(args)}.jsonl.run_info.json.12345678.tmp"
+    assert len(longest) <= 255
+    for path, given in (("m", "a" * (LONGEST_NAME + 1)), ("x/" + "a" * 201, None)):
+        with pytest.raises(InputError, match="characters, more than the"):
+            model_name(Namespace(model_path=path, model_name=given, scorer="model"))
 
 
 @pytest.mark.parametrize("given", ["", "..", "模型"])

@@ -4,7 +4,8 @@
     python -m codes.evaluate.eval_reward_bench chat-hard --scorer length --data data/eval/reward_bench/sample.jsonl
 
 Rows come from the Hub (allenai/reward-bench, split filtered) or from --data. Results go to OUTPUT_DIR/<name>:
-reward_bench_evaluation_<name>.jsonl (rows with scores) and reward_bench_summary_<name>.json.
+reward_bench_evaluation_<name>.jsonl (rows with scores) and reward_bench_summary_<name>.json. Both cover every section
+evaluated so far on the same data: a section that is evaluated by itself joins those that are there.
 """
 
 import argparse
@@ -31,7 +32,9 @@ from codes.evaluate.results import (
     model_name,
     rate_cell,
     refuse_other_results,
+    refuse_other_scorer,
     result_folder,
+    warn_of_replaced_fields,
 )
 from codes.evaluate.reward_bench_summary import reward_bench_summary
 from codes.evaluate.scorers import (
@@ -44,6 +47,9 @@ from codes.evaluate.scorers import (
 
 ALL = "all"
 HUB_NAME, HUB_SPLIT = "allenai/reward-bench", "filtered"
+
+RESULT_FIELDS = ("chosen_score", "rejected_score", "correct")
+SECTION_OF = {subset: section for section, subsets in REWARD_BENCH_SECTIONS.items() for subset in subsets}
 
 Row = tuple[str, dict]
 
@@ -58,22 +64,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder / f"reward_bench_summary_{name}.json",
     )
     every_row = read_reward_bench(args.data)
-    rows = _section_rows(every_row, args.section, args.data or HUB_NAME)
+    sections = _asked_sections(every_row, args)
+    warn_of_replaced_fields(*every_row[0], RESULT_FIELDS)
     scorer = load_scorer(args)
     configuration = {**scorer.identity, "data_sha256": content_hash([row for _, row in every_row])}
     refuse_other_results([row_file, summary_file], configuration)
+    refuse_other_scorer(folder, scorer.identity)
+    kept = _sections_there(row_file) - sections
+    rows = [(where, row) for where, row in every_row if SECTION_OF[row["subset"]] in sections | kept]
 
     pairs = [
-        [Conversation(row["prompt"], row[field], f"{where}, field '{field}'") for field in ("chosen", "rejected")]
+        [Conversation(row["prompt"], row[field], f"{where}: field '{field}'") for field in ("chosen", "rejected")]
         for where, row in rows
     ]
     conversations = [conversation for pair in pairs for conversation in pair]
     scores = score_conversations(scorer, conversations, folder)
     values = [(scores[chosen], scores[rejected]) for chosen, rejected in pairs]
     facts = {**scorer.facts, **configuration, **scores.truncation(c.key for c in conversations)}
-    summary = {"eval_model": name, "section": args.section, **_figures(rows, values, args), "provenance": facts}
+    covered = [section for section in REWARD_BENCH_SECTIONS if section in sections | kept]
+    figures = _figures(rows, values, args)
+    summary = {"eval_model": name, "sections_evaluated": covered, **figures, "provenance": facts}
     model = redact(args.model_path) if args.scorer == "model" else None
-    write_run_info(row_file, configuration, model=model, **scorer.facts, section=args.section)
+    write_run_info(row_file, configuration, model=model, **scorer.facts, sections_evaluated=covered)
     write_jsonl(
         row_file,
         (
@@ -82,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ),
     )
     write_json(summary_file, summary)
-    _print_results(summary, folder)
+    _print_results(summary, folder, kept)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -149,13 +161,21 @@ def _check_row(row: dict) -> None:
         raise FieldError("subset", str(error)) from None
 
 
-def _section_rows(rows: list[Row], section: str, source: str) -> list[Row]:
-    if section == ALL:
-        return rows
-    kept = [(where, row) for where, row in rows if row["subset"] in REWARD_BENCH_SECTIONS[section]]
-    if not kept:
-        raise InputError(f"{source}: field 'subset': has no row of section {section}")
-    return kept
+def _asked_sections(rows: list[Row], args: argparse.Namespace) -> set[str]:
+    """The sections to evaluate. Raises InputError where the rows have none of the one that was named."""
+    present = {SECTION_OF[row["subset"]] for _, row in rows}
+    if args.section == ALL:
+        return present
+    if args.section not in present:
+        raise InputError(f"{args.data or HUB_NAME}: field 'subset': has no row of section {args.section}")
+    return {args.section}
+
+
+def _sections_there(row_file: Path) -> set[str]:
+    """The sections of earlier results on the same data. They stay in the results, from the scores that are stored."""
+    if not row_file.exists():
+        return set()
+    return {SECTION_OF[row["subset"]] for _, row in iter_jsonl(row_file, _check_row)}
 
 
 def _figures(rows: list[Row], values: list[tuple[float, float]], args: argparse.Namespace) -> dict:
@@ -169,7 +189,7 @@ def _figures(rows: list[Row], values: list[tuple[float, float]], args: argparse.
     return figures
 
 
-def _print_results(summary: dict, folder: Path) -> None:
+def _print_results(summary: dict, folder: Path, kept: set[str]) -> None:
     baseline = summary.get("length_baseline", summary)
     table = [
         (
@@ -189,6 +209,8 @@ def _print_results(summary: dict, folder: Path) -> None:
         table.append((label, "", "", rate_cell(summary[figure], summary["ci95"][figure]), rate_cell(baseline[figure])))
     print(f"{summary['eval_model']}: accuracy on Reward-Bench with 95% interval")
     print(aligned_table(("subset or section", "rows", "official", "accuracy", "length alone"), table))
+    if kept:
+        print(f"evaluated before on the same data, and kept: {', '.join(sorted(kept))}")
     if not summary["complete"]:
         print("not the whole of Reward-Bench: these figures do not compare with published ones")
     print(f"results: {folder}")

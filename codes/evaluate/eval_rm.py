@@ -11,7 +11,7 @@ mean the same in every folder, unless --average_other_biases is given.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from codes.common.records import (
     bias_name_problem,
     check_eval_record,
     file_sha256,
+    iter_jsonl,
     read_jsonl,
     write_json,
     write_jsonl,
@@ -48,6 +49,8 @@ from codes.evaluate.results import (
     refuse_other_results,
     refuse_other_scorer,
     result_folder,
+    stored_configuration,
+    warn_of_replaced_fields,
 )
 from codes.evaluate.scorers import (
     Conversation,
@@ -62,6 +65,14 @@ from codes.evaluate.scorers import (
 ALL = "all"
 REFINEMENT_REQUEST = (
     "Thank you. Please go over your answer once more and polish it: keep what it says, and make it read better."
+)
+RESULT_FIELDS = (
+    "scores_original",
+    "scores_biased",
+    "original_evaluation_correct",
+    "bias_evaluation_correct",
+    "score_no_context",
+    "score_with_context",
 )
 NO_LOGIT = "the scorer gives no logit, which the refinement-aware figures are made from"
 
@@ -96,11 +107,6 @@ class ResultFiles:
     def summary(self, bias: str) -> Path:
         return self.folder / f"{bias}_summary_{self.name}.json"
 
-    def all_rows(self) -> list[Path]:
-        """The files of the built-in biases, there or not, and those of others that are there."""
-        found = (path.name.removesuffix(f"_{self.name}.jsonl") for path in self.folder.glob(f"*_{self.name}.jsonl"))
-        return [self.rows(b) for b in (*EVALUATED_BIASES, *(b for b in sorted(found) if not bias_name_problem(b)))]
-
     @property
     def all_biases(self) -> Path:
         return self.folder / f"all_biases_summary_{self.name}.json"
@@ -115,7 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     data = [read_bias(Path(args.data_dir), bias, args.refinement_request) for bias in biases]
     scorer = load_scorer(args)
     configurations = {part.bias: _configuration(part, scorer, args) for part in data}
-    _refuse_other_results(files, scorer, configurations)
+    over_all = _configuration_over_all(data, scorer, args)
+    _refuse_other_results(files, scorer, configurations, over_all if args.bias == ALL else None)
 
     conversations = [conversation for part in data for conversation in part.all_conversations()]
     scores = score_conversations(scorer, conversations, files.folder)
@@ -135,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.bias == ALL and summaries:
         averaged = [part for part in data if part.bias in EVALUATED_BIASES or args.average_other_biases]
         average = _average(averaged, outcomes, skipped, scorer, args.seed)
-        write_run_info(files.all_biases, scorer.identity, model=_model_reference(args), **scorer.facts)
+        write_run_info(files.all_biases, over_all, model=_model_reference(args), **scorer.facts)
         write_json(files.all_biases, all_biases_summary(summaries, average))
     _print_results(name, summaries, average, skipped, files.folder)
 
@@ -204,13 +211,15 @@ def read_bias(folder: Path, bias: str, refinement_request: str = REFINEMENT_REQU
     path = _bias_file(folder, bias)
     rows = read_jsonl(path, check_eval_record(bias))
     conversations = []
-    for number, row in enumerate(rows, start=1):
-        where = f"{path}: row {number}"
+    for number, row in iter_jsonl(path):
+        where = f"{path}:{number}"
+        if not conversations:
+            warn_of_replaced_fields(where, row, RESULT_FIELDS)
         if bias == REFINEMENT_BIAS:
             conversations.append(_refinement_conversations(row, where, refinement_request))
         else:
             fields = (*ORIGINAL_FIELDS, *BIASED_FIELDS)
-            conversations.append([Conversation(row["question"], row[f], f"{where}, field '{f}'") for f in fields])
+            conversations.append([Conversation(row["question"], row[f], f"{where}: field '{f}'") for f in fields])
     return BiasData(bias, file_sha256(path), rows, conversations)
 
 
@@ -221,7 +230,7 @@ def _refinement_conversations(row: dict, where: str, request: str) -> list[Conve
         {"role": "assistant", "content": row["original_response"]},
         {"role": "user", "content": request},
     ]
-    where = f"{where}, field 'rewritten_response'"
+    where = f"{where}: field 'rewritten_response'"
     return [Conversation(prompt, row["rewritten_response"], where) for prompt in (question, polished_after)]
 
 
@@ -289,10 +298,34 @@ def _configuration(part: BiasData, scorer: Scorer, args: argparse.Namespace) -> 
     return configuration
 
 
-def _refuse_other_results(files: ResultFiles, scorer: Scorer, configurations: dict[str, dict]) -> None:
+def _configuration_over_all(data: list[BiasData], scorer: Scorer, args: argparse.Namespace) -> dict:
+    """What makes the summary over all biases another one."""
+    hashes = {_data_key(part.bias): part.sha256 for part in data}
+    return {**scorer.identity, "average_other_biases": args.average_other_biases, **hashes}
+
+
+def _data_key(bias: str) -> str:
+    return f"data_sha256 of {bias}"
+
+
+def _refuse_other_results(
+    files: ResultFiles, scorer: Scorer, configurations: dict[str, dict], over_all: dict | None
+) -> None:
+    """``over_all`` is the configuration of the summary over all biases, where one is to be written.
+
+    It may cover more biases than the one that is there, but not fewer and none on other data.
+    """
     for bias, configuration in configurations.items():
         refuse_other_results([files.rows(bias), files.summary(bias)], configuration)
-    refuse_other_scorer([*files.all_rows(), files.all_biases], scorer.identity)
+    refuse_other_scorer(files.folder, scorer.identity)
+    if over_all is not None and files.all_biases.exists():
+        refuse_other_results([files.all_biases], _as_far_as_stored(over_all, files.all_biases, configurations))
+
+
+def _as_far_as_stored(over_all: dict, path: Path, biases: Iterable[str]) -> dict:
+    stored = stored_configuration(path)
+    added = {key for bias in biases if (key := _data_key(bias)) not in stored}
+    return {key: value for key, value in over_all.items() if key not in added}
 
 
 def _provenance(part: BiasData, scores: Scores, scorer: Scorer) -> dict:

@@ -2,12 +2,18 @@
 
 import argparse
 import json
+import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from codes.common.records import InputError
 from codes.common.run_info import require_same_configuration, run_info_path
+
+logger = logging.getLogger(__name__)
+
+# A file's name may have 255 bytes, and the longest of ours adds 95 to the model's.
+LONGEST_NAME = 160
 
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +26,7 @@ def model_name(args: argparse.Namespace) -> str:
     """The name for folder and files: letters, digits, '.', '_' and '-' only, whatever was given.
 
     It comes from --model_name, else from the last part of the model's path, else it is the scorer's. Raises InputError
-    where nothing of it is left.
+    where nothing of it is left or it is too long for a file's name.
     """
     flag, text = "--model_path", args.model_path
     if args.model_name is not None:
@@ -34,6 +40,11 @@ def model_name(args: argparse.Namespace) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]", "_", text)
     if not re.search(r"[A-Za-z0-9]", name):
         raise InputError(f"{flag} {text!r}: has no letter or digit to name results by; give another --model_name")
+    if len(name) > LONGEST_NAME:
+        raise InputError(
+            f"{flag} {text[:40]!r}...: has {len(name)} characters, more than the {LONGEST_NAME} that result files have "
+            "room for; give a shorter --model_name"
+        )
     return name
 
 
@@ -59,20 +70,33 @@ def refuse_other_results(files: Sequence[Path], configuration: dict) -> None:
         require_same_configuration(files[0], configuration)
 
 
-def refuse_other_scorer(paths: Iterable[Path], identity: dict) -> None:
-    """Raise InputError where one of these results was scored otherwise: one folder never mixes two models.
+def refuse_other_scorer(folder: Path, identity: dict) -> None:
+    """Raise InputError where a result in the folder, of whichever command, was scored otherwise.
 
-    Only what ``identity`` names is compared, so results on other data do not count.
+    One folder never mixes two models. Only what a scorer's identity is made of is compared: results on other data
+    do not count.
     """
-    for path in paths:
-        refuse_other_results([path], _stored_configuration(path) | identity)
+    for provenance in sorted(folder.glob("*.run_info.json")):
+        path = provenance.with_name(provenance.name.removesuffix(".run_info.json"))
+        if path.exists():
+            require_same_configuration(path, stored_configuration(path) | identity)
 
 
-def _stored_configuration(path: Path) -> dict:
+def stored_configuration(path: Path) -> dict:
+    """What made the result; empty where nothing says so, which ``require_same_configuration`` refuses."""
     try:
         return dict(json.loads(run_info_path(path).read_text(encoding="utf-8"))["configuration"])
     except (OSError, ValueError, KeyError, TypeError):
-        return {}  # refuse_other_results says what is wrong with it
+        return {}
+
+
+def warn_of_replaced_fields(where: str, row: dict, fields: Sequence[str]) -> None:
+    """Say which fields of the first row this evaluation writes anew.
+
+    Results of ours may be evaluated again, so they are no error; a field of the user's own by such a name might be one.
+    """
+    if replaced := [field for field in fields if field in row]:
+        logger.warning("%s: field '%s': is replaced in the results by this evaluation's own", where, replaced[0])
 
 
 def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

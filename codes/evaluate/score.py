@@ -2,9 +2,9 @@
 
     python -m codes.evaluate.score --input_file answers.jsonl --output_file scored.jsonl --model_path output/my_model
 
-A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. Rows keep their fields
-and their order and gain `score`, a raw logit. A run that was stopped goes on from the scores it has, which lie in
-score_store/ beside the output.
+A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. An empty answer is
+scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. A run that was stopped goes
+on from the scores it has, which lie in score_store/ beside the output.
 """
 
 import argparse
@@ -86,10 +86,10 @@ def conversation_of(row: dict, where: str = "") -> Conversation:
         if messages[-1]["role"] != "assistant" or len(messages) < 2:
             raise FieldError("messages", "must be a conversation that ends in an assistant turn")
         check_question({"messages": messages[:-1]}, "messages")
-        check_text({"messages[-1].content": messages[-1]["content"]}, "messages[-1].content")
         return Conversation(messages[:-1], messages[-1]["content"], where)
     check_question(row, "prompt")
-    check_text(row, "response")
+    if not isinstance(row.get("response"), str):
+        check_text(row, "response")  # says what is wrong with it; an empty answer is an answer, as in Reward-Bench
     return Conversation(row["prompt"], row["response"], where)
 
 
