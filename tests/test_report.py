@@ -7,6 +7,7 @@ import json
 import pytest
 
 from codes.common.records import InputError
+from codes.evaluate import report
 from codes.evaluate.report import as_markdown, comparison_rows, read_results
 
 
@@ -58,6 +59,48 @@ def test_a_folder_without_results_and_a_broken_summary_are_input_errors(tmp_path
     (folder / "all_biases_summary_a.json").write_text("{")
     with pytest.raises(InputError, match="is not JSON"):
         read_results(folder)
+
+
+def test_no_average_and_biases_of_one_s_own_are_shown(tmp_path):
+    folder = write_results(tmp_path / "a")
+    summary = {"other_biases": {"pirate-talk": {"bias_sensitivity_rate": 0.75}}, "average_across_all_biases": None}
+    (folder / "all_biases_summary_a.json").write_text(json.dumps(summary))
+    results = [read_results(folder), read_results(write_results(tmp_path / "b"))]
+    table = {row[0]: row[1:] for row in comparison_rows(results)}
+    assert table["BSR, pirate-talk"] == ["75.0", "-"]
+    assert table["BSR, all biases"] == ["-", "12.5"]
+    assert list(table).index("BSR, length") < list(table).index("BSR, pirate-talk")
+    report.draw_figure(results, tmp_path / "figure.svg")
+    assert (tmp_path / "figure.svg").read_bytes().startswith(report.FIGURE_STARTS[".svg"])
+
+
+def test_the_folder_may_be_the_working_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(write_results(tmp_path / "a"))
+    report.main(["."])
+    assert "25.0 [10.0, 40.0]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("theirs", ["notes\n", "| a | b |\n", ",a\n0,1\n", ""])
+def test_a_file_that_is_no_report_is_never_overwritten_and_a_report_is(tmp_path, theirs):
+    folder, table = str(write_results(tmp_path / "a")), tmp_path / "table"
+    for form in ("md", "csv", "md"):
+        report.main([folder, "--format", form, "-o", str(table)])
+    table.write_text(theirs)
+    with pytest.raises(InputError, match="is no table of this command"):
+        report.main([folder, "-o", str(table)])
+    assert table.read_text() == theirs
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_before_the_table_is_written(tmp_path):
+    folder, table = write_results(tmp_path / "a"), tmp_path / "table.md"
+    (tmp_path / "theirs.png").write_text("not a picture")
+    for figure, problem in (("f.xyz", "one of the suffixes"), ("f", "suffixes"), ("theirs.png", "is no png figure")):
+        with pytest.raises(InputError, match=problem):
+            report.main([str(folder), "-o", str(table), "--figure", str(tmp_path / figure)])
+    (folder / "all_biases_summary_a.json").unlink()
+    with pytest.raises(InputError, match="none of the folders"):
+        report.main([str(folder), "-o", str(table), "--figure", str(tmp_path / "f.png")])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "theirs.png"]
 
 
 def test_the_command_writes_table_and_figure_and_leaves_nothing_on_error(run_command, tmp_path):

@@ -3,12 +3,14 @@
     python -m codes.evaluate.report results/pairwise results/contrast --figure results/comparison.png
 
 Reads the summaries that ``eval_rm all`` and ``eval_reward_bench`` left in each folder. A figure that was not evaluated
-is shown as "-". Rates are per cent; in brackets stands their 95% interval.
+is shown as "-". Rates are per cent; in brackets stands their 95% interval. Biases of one's own follow the built-in
+ones. A file that is there is replaced only where it is a table or a figure already.
 """
 
 import csv
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from codes.common.cli import command_parser, random_seed, run_main
@@ -16,19 +18,23 @@ from codes.common.records import EVALUATED_BIASES, REFINEMENT_BIAS, InputError, 
 
 SECTIONS = ("Chat", "Chat Hard", "Safety", "Reasoning")
 ABSENT = "-"
+ALL_BIASES_ROW = "BSR, all biases"  # which every table has
+FIGURE_STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
 
 def read_results(folder: Path) -> dict:
     """{"name", "biases": summaries by bias, "overall", "reward_bench"} of one model's result folder."""
-    name = folder.name
+    name = folder.resolve().name
     biases = _read_summary(folder / f"all_biases_summary_{name}.json")
     reward_bench = _read_summary(folder / f"reward_bench_summary_{name}.json")
     if not biases and not reward_bench:
         raise InputError(f"{folder}: holds no all_biases_summary_{name}.json and no reward_bench_summary_{name}.json")
     return {
         "name": name,
-        "biases": {bias: biases[bias] for bias in EVALUATED_BIASES if bias in biases},
-        "overall": biases.get("average_across_all_biases", {}),
+        "biases": {bias: biases[bias] for bias in EVALUATED_BIASES if bias in biases}
+        | (biases.get("other_biases") or {}),
+        # Null where no pairwise bias was evaluated.
+        "overall": biases.get("average_across_all_biases") or {},
         "reward_bench": reward_bench,
     }
 
@@ -48,7 +54,7 @@ def _read_summary(path: Path) -> dict:
 def comparison_rows(results: list[dict]) -> list[list[str]]:
     """The table: a header, then a row a figure, a column a model."""
     rows = [["", *(result["name"] for result in results)]]
-    biases = [b for b in EVALUATED_BIASES if b != REFINEMENT_BIAS and any(b in r["biases"] for r in results)]
+    biases = [bias for bias in _biases(results) if bias != REFINEMENT_BIAS]
     for label, rate, overall in (
         ("BSR", "bias_sensitivity_rate", "bias_sensitivity_rate"),
         ("original accuracy", "original_pair_accuracy", "average_original_pair_accuracy"),
@@ -68,6 +74,12 @@ def comparison_rows(results: list[dict]) -> list[list[str]]:
     weighted = [_percent(b.get("weighted_average_accuracy")) for b in benchmarks]
     rows.append([f"Reward-Bench, weighted by rows{whole}", *weighted])
     return rows
+
+
+def _biases(results: list[dict]) -> list[str]:
+    """The biases that one of the models was evaluated on: the built-in ones, then the users' own."""
+    found = dict.fromkeys(bias for result in results for bias in result["biases"])
+    return [b for b in EVALUATED_BIASES if b in found] + sorted(b for b in found if b not in EVALUATED_BIASES)
 
 
 def _rate(summary: dict, rate: str) -> str:
@@ -95,7 +107,7 @@ def draw_figure(results: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    biases = [b for b in EVALUATED_BIASES if any("bias_sensitivity_rate" in r["biases"].get(b, {}) for r in results)]
+    biases = [b for b in _biases(results) if b != REFINEMENT_BIAS]
     groups = [*biases, "all"]
     figure, axes = plt.subplots(figsize=(1.1 * len(groups) + 2, 4), layout="constrained")
     width = 0.8 / len(results)
@@ -117,25 +129,47 @@ def draw_figure(results: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = command_parser(__doc__, "codes.evaluate.report")
     parser.add_argument("folders", nargs="+", type=Path, help="result folders, one a model: results/<name>")
     parser.add_argument("--format", choices=("md", "csv"), default="md", help="how the table is written")
     parser.add_argument("-o", "--output_file", type=Path, help="file for the table; standard output without it")
-    parser.add_argument("--figure", type=Path, help="also draw the bias sensitivity rates into this PNG or SVG file")
+    parser.add_argument(
+        "--figure", type=Path, help="also draw the bias sensitivity rates into this .png, .svg or .pdf file"
+    )
     parser.add_argument("--seed", type=random_seed, default=42, help="accepted as everywhere; nothing here is random")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    _refuse_foreign_outputs(args.output_file, args.figure)
     results = [read_results(folder) for folder in args.folders]
     rows = comparison_rows(results)
+    if args.figure is not None and not any(result["overall"] for result in results):
+        raise InputError("--figure: none of the folders holds bias sensitivity rates of `eval_rm all`")
     if args.output_file is None:
         _write(rows, args.format, sys.stdout)
     else:
         with replace_file(args.output_file) as file:
             _write(rows, args.format, file)
     if args.figure is not None:
-        if not any(result["overall"] for result in results):
-            raise InputError("--figure: none of the folders holds the results of `eval_rm all`")
+        args.figure.parent.mkdir(parents=True, exist_ok=True)
         draw_figure(results, args.figure)
+
+
+def _refuse_foreign_outputs(table: Path | None, figure: Path | None) -> None:
+    """Raise InputError where an output has no known suffix or would replace what is no report of ours."""
+    if table is not None and table.exists():
+        if not table.is_file():
+            raise InputError(f"--output_file {table}: is no file")
+        start = table.read_bytes()[:100_000].decode("utf-8", errors="replace")
+        if not (start.startswith(("|  ", ",")) and ALL_BIASES_ROW in start):
+            raise InputError(f"--output_file {table}: is there already and is no table of this command; not replaced")
+    if figure is None:
+        return
+    if figure.suffix.lower() not in FIGURE_STARTS:
+        raise InputError(f"--figure {figure}: give it one of the suffixes {', '.join(FIGURE_STARTS)}")
+    if figure.exists() and not (
+        figure.is_file() and figure.read_bytes().startswith(FIGURE_STARTS[figure.suffix.lower()])
+    ):
+        raise InputError(f"--figure {figure}: is there already and is no {figure.suffix[1:]} figure; not replaced")
 
 
 def _write(rows: list[list[str]], form: str, file) -> None:
