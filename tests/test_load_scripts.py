@@ -304,7 +304,7 @@ def test_an_incomplete_or_misnamed_reward_bench_is_refused(tmp_path, shared_data
     for broken, message in (
         (rows[1:], "4 rows, expected 5; rows by subset: hep-go 1 of 2"),
         ([*rows[:4], rows[4] | {"subset": "math_prm"}], "math-prm 2 of 3, math_prm 1 of 0"),
-        ([*rows[:4], rows[4] | {"chosen": ""}], f"{source}:5: field 'chosen': is empty"),
+        ([*rows[:4], rows[4] | {"chosen": None}], f"{source}:5: field 'chosen': expected a string, found null"),
     ):
         source.write_text("".join(json.dumps(row) + "\n" for row in broken))
         with pytest.raises(InputError) as caught:

@@ -61,8 +61,9 @@ def main(argv: Sequence[str] | None = None, expected: Mapping[str, int] = REWARD
     rows = load_rows(arguments.source, arguments.split, arguments.revision, expected)
     configuration = {"command": "load_reward_bench", "rows": content_hash(rows)}
     require_replaceable(output, configuration)
-    write_jsonl(output, rows)
+    # First, so that a run killed between the two finds its own file again.
     write_run_info(output, configuration, subsets=dict(Counter(row["subset"] for row in rows)))
+    write_jsonl(output, rows)
     print(f"{len(rows)} rows in {len({row['subset'] for row in rows})} subsets written to {output}")
     return EXIT_DONE
 
