@@ -231,7 +231,9 @@ def test_a_hub_that_does_not_answer_is_a_failed_run_and_one_that_may_not_be_aske
 
     with pytest.raises(RunFailed, match=r"a/b: is no folder here, and the Hub cannot be reached: refused"):
         raise_if_unreachable("a/b", as_transformers_raises(LocalEntryNotFoundError("not cached"), OSError("refused")))
-    raise_if_unreachable("a/b", as_transformers_raises(LocalEntryNotFoundError("outgoing traffic is disabled")))
+    offline = LocalEntryNotFoundError("outgoing traffic is disabled")
+    offline.__context__ = OSError("what was tried before")
+    raise_if_unreachable("a/b", as_transformers_raises(offline))
 
 
 def test_a_folder_without_a_tokenizer_is_an_input_error(tmp_path):

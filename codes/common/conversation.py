@@ -233,10 +233,10 @@ def raise_if_unreachable(model_path: str, error: BaseException | None) -> None:
     Not where it may not be asked (HF_HUB_OFFLINE): then the model is simply not here.
     """
     while error is not None:
-        before = error.__cause__ or error.__context__
-        if isinstance(error, LocalEntryNotFoundError) and before is not None:
-            raise RunFailed(f"{model_path}: is no folder here, and the Hub cannot be reached: {first_line(before)}")
-        error = before
+        if isinstance(error, LocalEntryNotFoundError) and error.__cause__ is not None:
+            reason = first_line(error.__cause__)
+            raise RunFailed(f"{model_path}: is no folder here, and the Hub cannot be reached: {reason}")
+        error = error.__cause__ or error.__context__
 
 
 def is_local(model_path: str | os.PathLike) -> bool:
