@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from codes.common.cli import EXIT_DONE, command_parser, progress, run_main  # noqa: E402
+from codes.common.cli import EXIT_DONE, command_parser, progress, random_seed, run_main  # noqa: E402
 from codes.common.records import FieldError, InputError, check_reward_bench_row, content_hash, write_jsonl  # noqa: E402
 from codes.common.run_info import write_run_info  # noqa: E402
 from codes.common.sources import find_source  # noqa: E402
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None, expected: Mapping[str, int] = REWARD
     parser.add_argument("--output_file", help="the rows (JSONL); default: filtered.jsonl beside this script")
     parser.add_argument("--split", default="filtered", help="the split to take of the Hub or of a folder's files")
     parser.add_argument("--revision", help="the commit, tag or branch on the Hub")
-    parser.add_argument("--seed", type=int, default=42, help="has no effect here; taken as by every command")
+    parser.add_argument("--seed", type=random_seed, default=42, help="has no effect here; taken as by every command")
     arguments = parser.parse_args(argv)
     output = Path(arguments.output_file or Path(__file__).with_name("filtered.jsonl"))
     rows = load_rows(arguments.source, arguments.split, arguments.revision, expected)
