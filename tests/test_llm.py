@@ -573,6 +573,8 @@ def start_runner(server, rows, output):
         cwd=Path(__file__).parent.parent,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs with Ctrl-C ignored, which the suite's own shell may be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
