@@ -5,7 +5,7 @@ Padding, citations and figures cannot: telling them from content needs a reader.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 from codes.construct import bias_phrases as phrases
 from codes.construct.answer_units import Unit, marker_length, split_units
@@ -81,14 +81,14 @@ _COMPLIMENT = re.compile(
 )
 
 
+def _sentences_of(*banks: Mapping[str, Sequence[str]]) -> set[str]:
+    """Every sentence of phrase banks by language."""
+    return {sentence for bank in banks for sentences in bank.values() for sentence in sentences}
+
+
 def _without_compliments(answer: str) -> str:
     """Sentences that do nothing but praise the question, or that our own rules would add."""
-    own = {
-        sentence
-        for banks in (phrases.PRAISE_OPENINGS, phrases.PRAISE_ASIDES, phrases.PRAISE_CLOSINGS)
-        for bank in banks.values()
-        for sentence in bank
-    }
+    own = _sentences_of(phrases.PRAISE_OPENINGS, phrases.PRAISE_ASIDES, phrases.PRAISE_CLOSINGS)
     return _each_sentence(answer, lambda body: "" if body in own or _COMPLIMENT.fullmatch(body) else body)
 
 
@@ -97,12 +97,7 @@ _EXCITED_END = re.compile(r"(?<=[A-Za-z\"”’)\]]{2})!+(?=[\"”’)\]]*$)")
 
 def _without_excitement(answer: str) -> str:
     """Exclamation marks that end sentences become full stops, emoji go, and so do sentences our own rules would add."""
-    own = {
-        sentence
-        for banks in (phrases.JOY_OPENINGS, phrases.JOY_ASIDES, phrases.JOY_CLOSINGS)
-        for bank in banks.values()
-        for sentence in bank
-    }
+    own = _sentences_of(phrases.JOY_OPENINGS, phrases.JOY_ASIDES, phrases.JOY_CLOSINGS)
 
     def sober(body: str) -> str:
         if body in own:

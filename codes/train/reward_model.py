@@ -26,7 +26,6 @@ from codes.common.prefix_sharing import (
     SPAN_ATTENTION,
     BatchLayout,
     Spans,
-    pack_groups,
     packed_mask,
     sharing_obstacle,
 )
@@ -81,7 +80,7 @@ class RewardModel(nn.Module):
         input_ids and position_ids [1, length], with the spans and the indices to read at -> float32 [conversations].
         """
         if prefix_spans is not None:
-            return self._score_packed(input_ids, position_ids, prefix_spans, read_at)
+            return self.model.score(self._packed_states(input_ids, position_ids, prefix_spans, read_at)).squeeze(-1)
         if not self.reads_last_token:
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
             return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
@@ -93,7 +92,8 @@ class RewardModel(nn.Module):
         rows = torch.arange(len(hidden), device=hidden.device)
         return self.model.score(hidden[rows, last_attended(attention_mask)]).squeeze(-1)
 
-    def _score_packed(self, input_ids, position_ids, prefix_spans, read_at) -> torch.Tensor:
+    def _packed_states(self, input_ids, position_ids, prefix_spans, read_at) -> torch.Tensor:
+        """The hidden states that scores are read from: [conversations, hidden size]."""
         hidden = self.model.base_model(
             input_ids=input_ids,
             position_ids=position_ids,
@@ -101,7 +101,7 @@ class RewardModel(nn.Module):
             prefix_spans=prefix_spans,
             use_cache=False,
         ).last_hidden_state
-        return self.model.score(hidden[0, read_at]).squeeze(-1)
+        return hidden[0, read_at]
 
     def share_prefixes(self, mode: str) -> None:
         """Choose the layout: ``off`` one conversation a row, ``on`` packed groups, ``auto`` where it saves enough.
@@ -143,15 +143,11 @@ class RewardModel(nn.Module):
         vocabulary = self.config.get_text_config().vocab_size
         tokens = torch.randint(vocabulary, (3, 12), generator=torch.Generator().manual_seed(0)).tolist()
         group = [tokens[0] + tokens[1], tokens[0] + tokens[2][:5]]
-        row = pack_groups([group])
         device = self.model.device
-        states = self.model.base_model(
-            input_ids=torch.tensor([row.input_ids], device=device),
-            position_ids=torch.tensor([row.position_ids], device=device),
-            attention_mask=packed_mask(device),
-            prefix_spans=row.groups,
-            use_cache=False,
-        ).last_hidden_state[0, row.read_at]
+        packed = BatchLayout(self.pad_id, least_saving=1)([group])
+        states = self._packed_states(
+            **{name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in packed.items()}
+        )
         self.model.set_attn_implementation(self.attention_implementation)
         alone = [torch.tensor([conversation], device=device) for conversation in group]
         expected = torch.cat([self.model.base_model(ids, use_cache=False).last_hidden_state[:, -1] for ids in alone])
