@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.headless_browser import Browser, chromium_path
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
 
@@ -46,6 +48,30 @@ def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-reward"
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def small_runs():
+    """Training runs in this process go on one thread and draw no figures."""
+    import torch
+
+    # Models this small lose more to waiting for each other's threads than they gain.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        # Figures take longer to draw than these runs; one test draws its own.
+        patch.setattr("codes.train.training_log.draw_run", lambda folder: None)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium without a window; tests that use it skip where it is absent."""
+    if chromium_path() is None:
+        pytest.skip("no Chromium here (Debian: apt-get install chromium, or set CHROMIUM to one)")
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from codes.train.reward_model import RewardModel
 from codes.train.train_reward_model import train
 from tests.conftest import ROOT
 from tests.test_reward_model import scores
-from tests.test_train_reward_model import column, flags, leave_as_if_killed, run_on_two_ranks, write_groups
+from tests.training_runs import column, flags, leave_as_if_killed, run_on_two_ranks, write_groups
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from codes.common.page import embedded_json, html_page
 from codes.common.records import InputError
 from codes.construct import browse, gptout, verify_correctness
 from tests.conftest import ROOT
-from tests.headless_browser import Browser, chromium_path
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> <!-- & \u2028"
 RECORDS = [
@@ -124,14 +123,6 @@ def test_bad_input_and_usage_are_refused_and_nothing_is_overwritten(tmp_path):
 
 
 # --- In a browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if chromium_path() is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium, or set CHROMIUM to one)")
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from huggingface_hub import HfApi, ModelCard, constants
 
 from codes.common.cli import RunFailed
 from codes.train.train_reward_model import train
-from tests.test_train_reward_model import flags, write_groups
+from tests.training_runs import flags, write_groups
 
 TOKEN = "hf_loopback_secret"
 

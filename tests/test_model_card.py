@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from codes.train.export import export
 from codes.train.model_card import base_license, model_card, write_model_card
 from codes.train.train_reward_model import train
-from tests.test_train_reward_model import flags, write_groups
+from tests.training_runs import flags, write_groups
 
 LICENSE = {"license": "apache-2.0"}
 

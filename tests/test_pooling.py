@@ -13,7 +13,7 @@ from codes.train.export import export
 from codes.train.pooling import pool, pool_packed
 from codes.train.reward_model import RewardModel
 from codes.train.train_reward_model import train
-from tests.test_train_reward_model import flags, write_groups
+from tests.training_runs import flags, write_groups
 
 HIDDEN = torch.tensor([[1.0, 10.0], [2.0, 20.0], [6.0, 60.0]])
 GROUPS = [[[5, 6, 7, 8], [5, 6, 9], [5, 6, 7, 4, 3]], [[11, 12], [11, 13]]]

@@ -13,7 +13,6 @@ from codes.evaluate import eval_reward_bench, eval_rm, report
 from codes.evaluate.read_results import read_results
 from codes.evaluate.report_data import SHIFT_EDGES, page_data
 from tests.conftest import ROOT
-from tests.headless_browser import Browser, chromium_path
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> <!-- & \u2028"
 
@@ -119,14 +118,6 @@ def test_summaries_without_rows_still_give_a_page(hostile, tmp_path):
 
 
 # --- In a browser ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if chromium_path() is None:
-        pytest.skip("no Chromium here (Debian: apt-get install chromium, or set CHROMIUM to one)")
-    with Browser(tmp_path_factory.mktemp("profile")) as browser:
-        yield browser
 
 
 @pytest.fixture

@@ -29,17 +29,7 @@ from tests.training_runs import (
     write_groups,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    # Models this small lose more to waiting for each other's threads than they gain.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        # Figures take longer to draw than these runs; one test draws its own.
-        patch.setattr("codes.train.training_log.draw_run", lambda folder: None)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture(scope="module")
@@ -223,6 +213,8 @@ def test_a_folder_that_another_run_is_writing_to_is_refused_whatever_is_asked_of
                 train([*settings, *more])
     assert not (tmp_path / "out").exists()
     train(settings)
+    with folder_lock(tmp_path / "out", wait_seconds=0):
+        pass  # free again
 
 
 def test_an_existing_reward_model_keeps_its_head(tiny_reward_model, data, tmp_path):

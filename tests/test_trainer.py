@@ -30,16 +30,7 @@ from tests.training_runs import (
     write_groups,
 )
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        # Figures take longer to draw than these runs; one test draws its own.
-        patch.setattr("codes.train.training_log.draw_run", lambda folder: None)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("small_runs")
 
 
 @pytest.fixture(scope="module")

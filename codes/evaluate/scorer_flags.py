@@ -142,16 +142,14 @@ def load(args: argparse.Namespace) -> "Scorer":
         None if args.ref_model == NO_REFERENCE else args.ref_model,
         beta=args.dpo_beta,
         average=args.dpo_average,
-        batch_size=args.batch_size,
-        tokens_per_batch=args.tokens_per_batch,
-        max_length=args.max_length,
-        dtype=args.dtype,
-        device=args.device,
-        device_map=args.device_map,
-        chat_template=args.chat_template,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
+        **local_model_options(args),
     )
+
+
+def local_model_options(args: argparse.Namespace) -> dict:
+    """What a reward model and a policy are loaded with alike."""
+    names = ("batch_size", "tokens_per_batch", "max_length", "dtype", "device", "device_map")
+    return {name: getattr(args, name) for name in (*names, "chat_template", "revision", "trust_remote_code")}
 
 
 def _criteria(path: Path) -> str:

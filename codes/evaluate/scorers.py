@@ -221,15 +221,5 @@ def load_scorer(args: argparse.Namespace) -> Scorer:
     from codes.evaluate.model_scorer import ModelScorer
 
     return ModelScorer.load(
-        args.model_path,
-        batch_size=args.batch_size,
-        tokens_per_batch=args.tokens_per_batch,
-        max_length=args.max_length,
-        dtype=args.dtype,
-        device=args.device,
-        device_map=args.device_map,
-        prefix_sharing=args.prefix_sharing,
-        chat_template=args.chat_template,
-        revision=args.revision,
-        trust_remote_code=args.trust_remote_code,
+        args.model_path, prefix_sharing=args.prefix_sharing, **scorer_flags.local_model_options(args)
     )

@@ -125,14 +125,13 @@ def _only_run_in(training_arguments: RewardTrainingArguments) -> Iterator[None]:
     if training_arguments.process_index != 0:
         yield
         return
-    lock = folder_lock(training_arguments.output_dir, wait_seconds=0)
     try:
-        lock.acquire()
+        held = folder_lock(training_arguments.output_dir, wait_seconds=0).acquire()
     except Timeout:
         raise InputError(
             f"--output_dir: another training is writing to {training_arguments.output_dir}; wait until it ends"
         ) from None
-    with lock:
+    with held:
         yield
 
 

@@ -3,7 +3,7 @@
     python -m experiments.bias_robustness.tables
 
 Rewrites the tables between the two marks of README.md beside this file, and robustness.svg. Rates are over the test
-rows of all seeds; 95% intervals are a bootstrap that resamples questions, which recur over biases and seeds.
+rows of all seeds; 95% intervals come from a bootstrap of the questions, which recur over biases and seeds.
 """
 
 import argparse
@@ -15,7 +15,8 @@ import numpy as np
 
 from codes.common.cli import command_parser, random_seed, run_main
 from codes.common.records import InputError, replace_file
-from codes.evaluate.metrics import clustered_bootstrap
+from codes.evaluate.metrics import clustered_rate_intervals
+from codes.evaluate.report_table import as_markdown, percent
 from experiments.bias_robustness.arms import ARMS, BASELINES, TRANSFER_BIASES, Arm
 
 HERE = Path(__file__).parent
@@ -73,8 +74,11 @@ def figures_of(runs: Sequence[Mapping], seed: int, biases: Sequence[str] | None 
     by_run = [row_sums(run, biases) for run in runs]
     sums = np.concatenate([rows for rows, _ in by_run])
     questions = [question for _, names in by_run for question in names]
-    intervals = clustered_bootstrap(sums, questions, rates_of_sums, seed=seed)
-    pooled = rates_of_sums(sums.sum(0, keepdims=True))[0]
+    totals = sums.sum(0)
+    rows, original, _, _, _, longer, _, shorter, _ = totals
+    trials = (rows, rows, original, rows, longer + shorter, shorter)
+    intervals = clustered_rate_intervals(sums, questions, rates_of_sums, trials, seed=seed)
+    pooled = rates_of_sums(totals[None])[0]
     each = np.stack([rates_of_sums(rows.sum(0, keepdims=True))[0] for rows, _ in by_run])
     return {
         name: {"rate": float(pooled[i]), "ci95": intervals[i], "seeds": each[:, i].tolist()}
@@ -232,12 +236,11 @@ def with_interval(figure: Mapping) -> str:
 
 def _mean_percent(values: Sequence[float | None]) -> str:
     known = [value for value in values if value is not None]
-    return f"{100 * np.mean(known):.1f}" if known else "-"
+    return percent(float(np.mean(known)) if known else None)
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
-    return [f"| {line} |" for line in lines]
+    return as_markdown([list(header), *map(list, rows)]).splitlines()
 
 
 # --- Figure ------------------------------------------------------------------------------------------------------
