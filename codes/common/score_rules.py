@@ -6,7 +6,6 @@ optimisation). What members of an ensemble disagree on is what training data did
 one of them alone enthusiastic is held back.
 """
 
-import torch
 from torch import Tensor
 
 RULES = ("mean", "minimum", "penalised")
