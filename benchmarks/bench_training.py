@@ -138,11 +138,11 @@ def shared_arguments(folder: Path, batch: int, accumulation: int) -> dict:
     }
 
 
-def our_trainer(folder: Path, data: GroupDataset, batch: int, groups_per_step: int, sharing: str) -> RewardTrainer:
-    """``batch`` groups a forward."""
+def our_trainer(folder: Path, data: GroupDataset, batch: int, groups_per_step: int, way: str) -> RewardTrainer:
+    """``batch`` groups a forward; ``way``: auto or off, as --prefix_sharing, or flex."""
     model = RewardModel.from_pretrained(str(folder / "model"), new_head=True)
     model.ensure_own_pad_token()
-    model.share_prefixes(sharing)
+    model.share_prefixes("auto", "flex") if way == "flex" else model.share_prefixes(way)
     return RewardTrainer(
         model=model,
         args=RewardTrainingArguments(**shared_arguments(folder, batch, groups_per_step // batch)),
@@ -279,7 +279,13 @@ def table(results: dict[str, dict]) -> str:
         trl = ways["trl"]
         for way, run in ways.items():
             unit = "pairs" if way == "trl" else "groups"
-            name = {"trl": "TRL RewardTrainer", "auto": "ours", "off": "ours, no sharing"}[way]
+            names = {
+                "trl": "TRL RewardTrainer",
+                "auto": "ours",
+                "off": "ours, no sharing",
+                "flex": "ours, FlexAttention",
+            }
+            name = names[way]
             ratios = [run[rate] / trl[rate] for rate in ("groups_per_second", "groups_per_cpu_second")]
             lines.append(
                 f"| {data} | {name} | {run['batch']:.0f} {unit} | {run['groups_per_second']:.2f} | {ratios[0]:.2f} "
@@ -298,7 +304,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=positive_int, default=3, help="runs of each way; medians count")
     parser.add_argument("--our_batches", type=positive_int, nargs="+", default=[1, 2, 4], help="groups, tried in turn")
     parser.add_argument("--trl_batches", type=positive_int, nargs="+", default=[2, 4, 8], help="pairs, tried in turn")
-    parser.add_argument("--ways", nargs="+", choices=("off",), default=[], help="off: also ours without sharing")
+    ways_help = "also ours: off, without sharing; flex, with FlexAttention (CUDA)"
+    parser.add_argument("--ways", nargs="+", choices=("off", "flex"), default=[], help=ways_help)
     parser.add_argument("--seed", type=int, default=42, help="of the model's weights and of the groups drawn")
     parser.add_argument("--output_file", type=Path, help="JSON file to write all figures to")
     for name in ("one_run", "folder", "data", "way", "batch"):  # what this script tells the processes it starts

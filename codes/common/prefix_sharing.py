@@ -186,7 +186,7 @@ def span_attention(
     }
     longest = max(group.longest for group in prefix_spans)
     if _has_flash_kernels(query, value) and not dropout and not _needs_mask(longest, **settings):
-        return _SpanAttention.apply(*_autocast(query, key, value), prefix_spans, scaling), None
+        return _SpanAttention.apply(*autocasted(query, key, value), prefix_spans, scaling), None
     parts = [part for group in prefix_spans for part in _group_attention(query, key, value, group, **settings)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
@@ -236,7 +236,7 @@ def _has_flash_kernels(query: torch.Tensor, value: torch.Tensor) -> bool:
     return query.device.type == "cpu" and is_known and query.shape[-1] == value.shape[-1]
 
 
-def _autocast(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
+def autocasted(*tensors: torch.Tensor) -> Iterator[torch.Tensor]:
     """What autocast does for the stock attention: positions are rotated in float32, values are not."""
     device = tensors[0].device.type
     enabled = torch.is_autocast_enabled(device)

@@ -18,7 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from codes.common.conversation import load_tokenizer
+from codes.common.conversation import first_line, load_tokenizer
+from codes.common.flex_spans import FLEX_ATTENTION
 from codes.common.prefix_sharing import (
     LEAST_SAVING,
     SPAN_ATTENTION,
@@ -127,24 +128,41 @@ class RewardModel(nn.Module):
             use_cache=False,
         ).last_hidden_state.to(input_ids.device)
 
-    def share_prefixes(self, mode: str) -> None:
+    def share_prefixes(self, mode: str, kernel: str = "spans") -> None:
         """Choose the layout: ``off`` one conversation a row, ``on`` packed groups, ``auto`` where it saves enough.
 
-        Where the model cannot share prefixes it stays with one conversation a row, and says why.
+        ``kernel``: ``spans``, or ``flex`` for FlexAttention (CUDA); where that fails spans take its place, and where
+        the model cannot share prefixes it stays with one conversation a row. Either is said, with the reason.
         """
         if mode == "off":
             return
         obstacle = self._sharing_obstacle()
-        if obstacle is None:
-            self.model.set_attn_implementation(SPAN_ATTENTION)
-            error = self._sharing_error()
-            if not error <= SHARING_TOLERANCE[self.model.dtype]:  # so that NaN is an obstacle, too
-                obstacle = f"its packed scores differ by {error:.1e} from those alone"
-                self.model.set_attn_implementation(self.attention_implementation)
+        if obstacle is None and kernel == "flex":
+            problem = self._try_kernel(FLEX_ATTENTION)
+            if problem is not None:
+                logger.warning("FlexAttention is not used in %s: %s", type(self.model).__name__, problem)
+        if obstacle is None and self.model.config._attn_implementation != FLEX_ATTENTION:
+            obstacle = self._try_kernel(SPAN_ATTENTION)
         if obstacle is not None:
             logger.warning("prefixes are not shared in %s: %s", type(self.model).__name__, obstacle)
             return
         self.layout = BatchLayout(self.pad_id, least_saving=1 if mode == "on" else LEAST_SAVING)
+
+    def _try_kernel(self, kernel: str) -> str | None:
+        """Take the attention function of this name, or keep the stock one and tell what is wrong with it."""
+        self.model.set_attn_implementation(kernel)
+        try:
+            error = self._sharing_error(kernel)
+        except Exception as failure:  # a compiler may end in anything
+            if kernel != FLEX_ATTENTION:
+                raise
+            problem = f"it fails here: {first_line(failure)}"
+        else:
+            if error <= SHARING_TOLERANCE[self.model.dtype]:
+                return None
+            problem = f"its packed scores differ by {error:.1e} from those alone"  # NaN is a problem, too
+        self.model.set_attn_implementation(self.attention_implementation)
+        return problem
 
     def _sharing_obstacle(self) -> str | None:
         if not self.reads_last_token:
@@ -154,7 +172,7 @@ class RewardModel(nn.Module):
         return sharing_obstacle(self.config)
 
     @torch.no_grad()
-    def _sharing_error(self) -> float:
+    def _sharing_error(self, kernel: str) -> float:
         """The largest difference, relative to the largest hidden state, between a small group packed and alone.
 
         Configurations cannot tell everything that a model may do, so it is tried. Under ZeRO-3 the weights are not
@@ -177,7 +195,7 @@ class RewardModel(nn.Module):
         alone = [torch.tensor([conversation], device=device) for conversation in group]
         expected = torch.cat([self.model.base_model(ids, use_cache=False).last_hidden_state[:, -1] for ids in alone])
         expected = expected.to(device)
-        self.model.set_attn_implementation(SPAN_ATTENTION)
+        self.model.set_attn_implementation(kernel)
         self.model.train(was_training)
         return ((states - expected).abs().max() / expected.abs().max()).item()
 

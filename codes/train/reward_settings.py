@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
+
 from codes.common.cli import require_files
 from codes.common.records import InputError
 from codes.train.adapters import LoraSettings, require_peft, require_quantization
@@ -121,6 +123,13 @@ class RewardSettings:
         default="auto",
         metadata={"help": "compute a group's prompt once for all its answers; auto: where it saves enough tokens"},
     )
+    sharing_kernel: Literal["spans", "flex"] = field(
+        default="spans",
+        metadata={
+            "help": "what computes attention over shared prompts: span by span through SDPA, or on CUDA torch's "
+            "FlexAttention over the whole packed row"
+        },
+    )
     eval_data_path: list[str] | None = field(
         default=None, metadata={"help": "JSONL files of train records to evaluate on during training"}
     )
@@ -197,6 +206,10 @@ def check_settings(settings: RewardSettings) -> None:
         for name in ("bias_weights", "original_weight", "in_batch_negatives"):
             if getattr(settings, name) not in (None, 0):
                 raise InputError(f"--{name}: has no effect on the first rejected answer alone; add --pairs all")
+    if settings.sharing_kernel == "flex" and not torch.cuda.is_available():
+        raise InputError("--sharing_kernel flex: FlexAttention has no backward pass on the CPU, and there is no CUDA")
+    if settings.sharing_kernel == "flex" and settings.prefix_sharing == "off":
+        raise InputError("--sharing_kernel flex: has no effect with --prefix_sharing off")
     if settings.keep_unverified and settings.verified_only:
         raise InputError("--keep_unverified and --verified_only contradict each other")
     require_files([file.path for file in settings.train_files], "--train_data_path")

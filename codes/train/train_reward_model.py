@@ -260,7 +260,7 @@ def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArgu
         model.add_adapter(settings.lora, base=settings.model_name_or_path, revision=settings.revision)
     if settings.learned_temperature:
         model.learn_temperature(settings.temperature)
-    model.share_prefixes(settings.prefix_sharing)
+    model.share_prefixes(settings.prefix_sharing, settings.sharing_kernel)
     return model
 
 
