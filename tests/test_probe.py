@@ -17,18 +17,9 @@ from codes.evaluate.read_results import read_results
 from codes.evaluate.scorers import LengthScorer
 from tests.conftest import ROOT
 from tests.loopback_server import LoopbackServer, completion
+from tests.test_probes import ADDING, SAMPLE
 from tests.test_schemas import check
 
-SAMPLE = ROOT / "data" / "train" / "sample.jsonl"
-ADDING = {
-    "repetition",
-    "padding",
-    "prompt_echo",
-    "unsupported_citations",
-    "flattery",
-    "prompt_injection",
-    "gibberish",
-}
 LONG = "It rains when warm air rises and cools. Then drops form. They grow. At last they are too heavy, and fall."
 
 
@@ -81,7 +72,7 @@ def perfect(monkeypatch):
 def test_a_scorer_that_counts_characters_fails_every_probe_that_adds_text(tmp_path, capsys):
     assert run(tmp_path) == EXIT_DONE
     summary, _ = results(tmp_path)
-    assert set(summary["panel"]["fails"]) >= ADDING
+    assert set(summary["panel"]["fails"]) >= set(ADDING)
     assert {"truncation", "wrong_language", "shuffled_sentences"} <= set(summary["panel"]["passes"])
     for name in ADDING:
         part = summary["probes"][name]
@@ -129,6 +120,15 @@ def test_a_random_scorer_is_fooled_half_of_the_time_and_is_not_to_be_trusted(tmp
     assert not summary["sham"]["trusted"]
     assert summary["sham"]["rms_shift_in_sd"] == pytest.approx(2**0.5, abs=0.1)
     assert "NOT TO BE TRUSTED" in capsys.readouterr().out
+
+
+def test_one_answer_gives_scores_and_decides_nothing(tmp_path, capsys):
+    run(tmp_path, "--limit", 1)
+    summary, [row] = results(tmp_path)
+    assert summary["original_scores"] == {"mean": row["original_score"], "standard_deviation": None}
+    assert summary["panel"]["undecided"] == list(PROBES)
+    assert summary["sham"]["rms_shift_in_sd"] is None
+    assert "scores move by 4.9" in capsys.readouterr().out  # 1, 4, 5 and 7 characters
 
 
 def test_the_gate_fails_where_a_probe_fails_and_after_everything_is_written(tmp_path):

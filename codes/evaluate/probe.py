@@ -31,7 +31,7 @@ from codes.evaluate.api import Ratings
 from codes.evaluate.benchmark_run import ResultFiles, load_scorer_for, write_results
 from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.probe_data import GoodAnswer, read_good_answers
-from codes.evaluate.probe_figures import FAILS, PASSES, probe_figures, score_spread, sham_figures
+from codes.evaluate.probe_figures import FAILS, PASSES, UNDECIDED, VERDICTS, probe_figures, score_spread, sham_figures
 from codes.evaluate.probes import DOSES, PROBES, PROBES_VERSION, probed_answers, sham_answers
 from codes.evaluate.ranks import is_first_rank
 from codes.evaluate.results import add_result_flags, aligned_table, rate_cell, warn_of_replaced_fields
@@ -45,7 +45,7 @@ DEFAULT_DATA = "data/train/sample.jsonl"
 RESULT_FIELDS = ("original_score", "sham_scores", "probe_scores", "probe_answers")
 COLUMNS = 4  # of the figure's panels
 TICKS = (-30, -10, -3, -1, -0.5, 0, 0.5, 1, 3, 10, 30)
-COLORS = {PASSES: "C2", FAILS: "C3"}
+COLORS = {PASSES: "C2", FAILS: "C3", UNDECIDED: "C0"}
 
 
 class ProbeFiles(ResultFiles):
@@ -242,13 +242,12 @@ def summarize(probed: Sequence[Probed], scores: Scores, args: argparse.Namespace
         )
         for probe in args.probes
     }
-    verdicts = (*COLORS, "undecided")
     settings = ("probes", "doses", "limit", "most_fooled", "most_sham", "seed")
     return {
         "total_records_evaluated": len(scored),
         "without_score": len(probed) - len(scored),
         "original_scores": {"mean": float(original.mean()), "standard_deviation": score_spread(original)},
-        "panel": {kind: [name for name, part in probes.items() if part["verdict"] == kind] for kind in verdicts},
+        "panel": {kind: [name for name, part in probes.items() if part["verdict"] == kind] for kind in VERDICTS},
         "sham": sham,
         "probes": probes,
         "settings": {name: getattr(args, name) for name in settings},
@@ -272,12 +271,15 @@ def print_panel(summary: Mapping, folder: Path) -> None:
     if any(counts["left_out"].values()):
         told = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in counts["left_out"].items() if count)
         print(f"rows left out: {told}")
-    if sham["rms_shift_in_sd"] is not None:
-        print(f"sham: scores move by {sham['rms_shift_in_sd']:.3f} SD (root mean square) where nothing changed")
+    relative = sham["rms_shift_in_sd"]
+    unit = f"{sham['rms_shift']:.3g}, original scores are all alike" if relative is None else f"{relative:.3f} SD"
+    print(f"sham: scores move by {unit} (root mean square) where nothing changed")
     if cut := summary["provenance"].get("answer_truncated", 0) + summary["provenance"].get("prompt_truncated", 0):
         print(f"{cut} conversations lost tokens at --max_length: what a dose adds may be what was cut")
     if not sham["trusted"]:
-        print(f"NOT TO BE TRUSTED: that is more than {summary['settings']['most_sham']:g}, so shifts may be noise")
+        print(
+            f"NOT TO BE TRUSTED: more than {summary['settings']['most_sham']:g} SD under the sham; shifts may be noise"
+        )
     print(f"results: {folder}")
 
 
@@ -321,7 +323,7 @@ def draw_panels(summary: Mapping, path: Path) -> None:
 
 
 def _draw_probe(axis, name: str, part: Mapping, noise: float) -> None:
-    color = COLORS.get(part["verdict"], "C0")
+    color = COLORS[part["verdict"]]
     known = [figures for figures in part["doses"] if figures["mean_shift_in_sd"] is not None]
     doses = [0, *(figures["dose"] for figures in known)]
     shifts = [0.0, *(figures["mean_shift_in_sd"] for figures in known)]

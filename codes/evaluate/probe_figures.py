@@ -10,7 +10,7 @@ import numpy as np
 
 from codes.evaluate.metrics import clustered_bootstrap, clustered_rate_intervals, ratio, spearman
 
-PASSES, FAILS, UNDECIDED = "passes", "fails", "undecided"
+VERDICTS = PASSES, FAILS, UNDECIDED = "passes", "fails", "undecided"
 NOISE_QUANTILE = 0.95  # of the absolute shifts under the sham: what a rise has to exceed to be no noise
 
 
