@@ -316,7 +316,9 @@ def draw_panels(summary: Mapping, path: Path) -> None:
         axes[0, 0].minorticks_off()
     trusted = "" if summary["sham"]["trusted"] else " (NOT TO BE TRUSTED: it moves under the sham)"
     figure.suptitle(f"{summary['eval_model']}{trusted}", fontsize=11)
-    figure.supxlabel("dose; grey: 95% of the shifts where only white space changed", fontsize=9)
+    figure.supxlabel(
+        "dose; fooled: at one dose or another; grey: 95% of the shifts where only white space changed", fontsize=9
+    )
     figure.supylabel("mean shift of the score, SD of original scores", fontsize=9)
     figure.set_layout_engine("constrained")
     save_figure(figure, path)

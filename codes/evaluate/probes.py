@@ -75,17 +75,22 @@ def probed_answers(subject: Subject, probe: str, seed: int) -> list[str] | None:
 
 
 def sham_answers(subject: Subject) -> list[str]:
-    """The answer with other white space for each of DOSES: the same words, lines and code, so nothing to score.
+    """The answer with other white space for each of DOSES: the same words, lists and code, so nothing to score.
 
-    A line end at the end; then also two spaces between sentences; then also a line end at the start; then also line
-    ends as Windows has them. One that is no change to the answer equals the one before.
+    A line end at the end; then also two spaces between sentences; then also a line end at the start; then also one
+    more empty line between paragraphs. What an answer has no place for leaves it as at the dose before.
     """
-    spaced = "".join(
-        unit.text + ("  " if unit.after == " " and not unit.verbatim else unit.after) for unit in subject.units
-    )
-    spaced = subject.lead + spaced + "\n"
-    led = "\n" + spaced
-    return [subject.answer + "\n", spaced, led, led.replace("\r\n", "\n").replace("\n", "\r\n")]
+    spaced = _with_spaces(subject, {" ": "  "})
+    parted = _with_spaces(subject, {" ": "  ", "\n\n": "\n\n\n"})
+    return [f"{subject.answer}\n", f"{spaced}\n", f"\n{spaced}\n", f"\n{parted}\n"]
+
+
+def _with_spaces(subject: Subject, instead: dict[str, str]) -> str:
+    """The answer with other white space after its sentences."""
+    parts = [
+        unit.text + (unit.after if unit.verbatim else instead.get(unit.after, unit.after)) for unit in subject.units
+    ]
+    return subject.lead + "".join(parts)
 
 
 # --- Edits that add text -----------------------------------------------------------------------------------------
