@@ -7,8 +7,8 @@ from random import Random
 
 import pytest
 
+from codes.common.answer_units import language, split_units
 from codes.common.records import INJECTED_BIASES
-from codes.construct.answer_units import language, split_units
 from codes.construct.bias_checks import (
     check_injection,
     dose,

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from random import Random
 
 INJECTED_BIASES = ("length", "authority", "beauty", "assertiveness", "sycophancy", "sentiment", "concreteness")
 PAIRWISE_BIASES = (*INJECTED_BIASES, "gender", "race")
@@ -101,7 +102,7 @@ def bias_name_problem(name: str) -> str | None:
 
     Names become parts of file names, so they are plain, and none can be taken for another file's.
     """
-    taken = ("original", "gptinst", "all", "judgebench", "llmbar", "evalbiasbench")
+    taken = ("original", "gptinst", "all", "judgebench", "llmbar", "evalbiasbench", "probe")
     if name in (*EVALUATED_BIASES, *JUDGE_BIASES, *taken):
         return "is taken"
     if not re.fullmatch(r"[a-z0-9]+(?:-[a-z0-9]+)*", name) or len(name) > 60:
@@ -308,6 +309,11 @@ def aligned_bias_types(record: dict) -> list[str]:
 def content_hash(*values: object) -> str:
     """SHA-256 of the values' canonical JSON, in hexadecimal."""
     return hashlib.sha256(to_json(values, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def seeded_random(*values: object) -> Random:
+    """A generator that depends on the values alone."""
+    return Random(int(content_hash(*values)[:16], 16))
 
 
 def file_sha256(path: str | os.PathLike) -> str:

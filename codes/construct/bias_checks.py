@@ -9,9 +9,9 @@ fails them all.
 import re
 from collections.abc import Iterable, Iterator
 
+from codes.common.answer_units import language, marker_length, normal_space, split_units
 from codes.common.records import content_hash
 from codes.construct import bias_phrases as phrases
-from codes.construct.answer_units import language, marker_length, normal_space, split_units
 from codes.construct.bias_rules import LENGTH_RATIO
 
 

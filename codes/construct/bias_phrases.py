@@ -6,8 +6,6 @@ Phrases of the length, sycophancy, sentiment and assertiveness banks hold no dig
 
 import re
 
-SPACE = {"en": " ", "zh": ""}  # what stands between two sentences
-
 LENGTH_OPENINGS = {
     "en": (
         "Let us go through this carefully, one step after the other, so that nothing is left out.",

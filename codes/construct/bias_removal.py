@@ -7,8 +7,8 @@ Padding, citations and figures cannot: telling them from content needs a reader.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from codes.common.answer_units import Unit, marker_length, split_units
 from codes.construct import bias_phrases as phrases
-from codes.construct.answer_units import Unit, marker_length, split_units
 from codes.construct.bias_checks import strip_formatting, trait_strength
 
 REMOVAL_VERSION = "1"  # any change to what a rule below writes is a new version

@@ -9,9 +9,17 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
-from codes.common.records import content_hash
+from codes.common.answer_units import (
+    SPACE,
+    Unit,
+    ends_inside_code,
+    joint,
+    language,
+    marker_length,
+    split_units,
+)
+from codes.common.records import seeded_random
 from codes.construct import bias_phrases as phrases
-from codes.construct.answer_units import Unit, ends_inside_code, language, marker_length, split_units
 
 RULES_VERSION = "1"  # any change to what an injector writes is a new version
 LENGTH_RATIO = (1.5, 3.0)  # characters of the long answer over characters of the original
@@ -21,7 +29,7 @@ GRADED_BANK = 10  # sentences to draw from where a dose is asked for
 
 def rules_rng(seed: int, row_id: str, purpose: str) -> Random:
     """A generator that depends on the seed, the row's id and the purpose (a bias name, a draw) alone."""
-    return Random(int(content_hash(seed, row_id, purpose)[:16], 16))
+    return seeded_random(seed, row_id, purpose)
 
 
 def inject(answer: str, bias: str, rng: Random, dose: int | None = None) -> str:
@@ -43,21 +51,16 @@ def with_sentences(answer: str, opening: str, asides: Sequence[str], closing: st
     """The answer's own text with sentences put before, between and after its units; empty ones are left out."""
     lang, (lead, units) = language(answer), split_units(answer)
     if ends_inside_code(units):
-        opening, closing = phrases.SPACE[lang].join(filter(None, [opening, *asides, closing])), ""
+        opening, closing = SPACE[lang].join(filter(None, [opening, *asides, closing])), ""
         asides = ()
     places = _spread([i for i, unit in enumerate(units[:-1]) if unit.terminated], len(asides), rng)
     after = dict(zip(places, asides))
-    space = phrases.SPACE[lang]
+    space = SPACE[lang]
     parts = [_opened(lead, opening, units, space)]
     for position, unit in enumerate(units):
         aside = after.get(position)
-        parts.append(unit.text + (_joint(unit.text, lang) + aside if aside else "") + _widened(unit, aside, space))
+        parts.append(unit.text + (joint(unit.text, lang) + aside if aside else "") + _widened(unit, aside, space))
     return _closed("".join(parts), closing, units, space)
-
-
-def _joint(text: str, lang: str) -> str:
-    """What stands between a sentence and one put after it."""
-    return " " if text[-1].isascii() else phrases.SPACE[lang]
 
 
 def _widened(unit: Unit, aside: str | None, space: str) -> str:
@@ -103,7 +106,7 @@ def graded_sentences(
         opening = []
     elif dose == 1:
         closing = []
-    space = phrases.SPACE[lang]
+    space = SPACE[lang]
     between = rng.sample(asides, count)
     return with_sentences(answer, space.join(opening), between, space.join(closing), rng)
 
@@ -214,15 +217,15 @@ def _length(answer: str, rng: Random, dose: int | None) -> str:
     for place in places:
         if length >= size * target:
             break
-        sentence = f"{rng.choice(phrases.LENGTH_RESTATEMENTS[lang])}{phrases.SPACE[lang]}{units[place].body}"
+        sentence = f"{rng.choice(phrases.LENGTH_RESTATEMENTS[lang])}{SPACE[lang]}{units[place].body}"
         if length + len(sentence) + 1 <= budget:
             restated[place] = sentence
             length += len(sentence) + 1
-    space = phrases.SPACE[lang]
+    space = SPACE[lang]
     parts = [_opened(lead, opening, units, space)]
     for position, unit in enumerate(units):
         extra = restated.get(position)
-        parts.append(unit.text + (_joint(unit.text, lang) + extra if extra else "") + _widened(unit, extra, space))
+        parts.append(unit.text + (joint(unit.text, lang) + extra if extra else "") + _widened(unit, extra, space))
     text = "".join(parts)
     if length < size * LENGTH_RATIO[0] + 2:  # code, tables and one-word answers: the whole answer stands twice
         text = text.rstrip() + _twice(answer, lang, rng, size * LENGTH_RATIO[1] - length)

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from codes.common.answer_units import normal_space
 from codes.common.cli import EXIT_DONE, command_parser, run_main
 from codes.common.llm import Ask, Backend, Call, run_rows
 from codes.common.prompt_text import as_text
@@ -32,7 +33,6 @@ from codes.common.records import (
     content_hash,
 )
 from codes.construct import api
-from codes.construct.answer_units import normal_space
 from codes.construct.bias_checks import kept_problems, looks_like_error, reply_problem
 from codes.construct.bias_definitions import Bias, add_bias_file_flag, chosen_biases, definitions_setting, known_biases
 from codes.construct.bias_removal import REMOVAL_VERSION, polish, remove_trait

@@ -17,12 +17,12 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from codes.common.answer_units import language, normal_space
 from codes.common.cli import command_parser, run_main
 from codes.common.llm import Ask, Backend, Call, CallFailed
 from codes.common.prompt_text import as_text
 from codes.common.records import content_hash
 from codes.construct import api
-from codes.construct.answer_units import language, normal_space
 from codes.construct.bias_checks import looks_like_error, reply_problem
 from codes.construct.build_prompt import PROMPT_VERSION, answer_prompt, similar_question_prompt
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from random import Random
 
-from codes.construct.answer_units import language
+from codes.common.answer_units import language
 from codes.construct.bias_rules import with_sentences
 
 IDENTITIES_VERSION = "1"  # any change to the texts below is a new version

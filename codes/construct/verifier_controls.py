@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from codes.common.answer_units import split_units
 from codes.common.intervals import wilson_interval
 from codes.common.records import content_hash
-from codes.construct.answer_units import split_units
 from codes.construct.bias_checks import looks_like_error
 from codes.construct.bias_rules import inject, rules_rng
 

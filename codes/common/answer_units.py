@@ -1,4 +1,4 @@
-"""An answer as units that an injector may put text between: sentences of prose, and blocks to leave alone."""
+"""An answer as units that text may be put between: sentences of prose, and blocks to leave alone."""
 
 import re
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ _SENTENCE_END = re.compile(
 )
 _SPACE = re.compile(r"\s*")
 LONGEST_ABBREVIATION = 64  # characters that are looked at before a full stop
+SPACE = {"en": " ", "zh": ""}  # what stands between two sentences
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ def language(text: str) -> str:
     """``zh`` where at least three tenths of the letters are Chinese, else ``en``."""
     letters = sum(character.isalpha() for character in text)
     return "zh" if letters and len(_CJK.findall(text)) >= 0.3 * letters else "en"
+
+
+def joint(text: str, lang: str) -> str:
+    """What stands between a sentence and one put after it."""
+    return " " if text[-1].isascii() else SPACE[lang]
 
 
 def normal_space(text: str) -> str:
