@@ -12,6 +12,7 @@ from codes.evaluate.objective_summary import Decision
 
 # Lines from answer to answer of a prompt's front can be told apart up to about so many prompts.
 PROMPTS_WITH_LINES = 12
+PROMPTS_WITH_RINGS = 60
 
 
 def draw_objectives(
@@ -40,7 +41,9 @@ def draw_objectives(
     handles = {}
     for panel in axes.ravel():
         handles |= {label: handle for handle, label in zip(*panel.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=4 if len(names) == 2 else 3, frameon=False
+    )
     save_figure(figure, path)
 
 
@@ -50,12 +53,12 @@ def _draw_candidates(
     """All candidates, those on their prompt's Pareto front (of all objectives), and the chosen ones."""
     x, y = candidates.scores[:, first], candidates.scores[:, second]
     on_front, chosen = decision.on_front, decision.chosen
-    # Of many candidates the dots are small, so that those beneath are seen.
-    size = float(np.clip(40 / np.sqrt(len(x)), 0.8, 5))
+    # Of many candidates the dots are small, so that those beneath are seen, and rings would hide them.
+    size, few = float(np.clip(50 / np.sqrt(len(x)), 1.2, 5)), len(chosen) <= PROMPTS_WITH_RINGS
     dots = {"linestyle": "none", "marker": "o", "rasterized": len(x) > 2000}
     panel.plot(x[~on_front], y[~on_front], markersize=size, color="0.7", label="candidate", **dots)
     panel.plot(x[on_front], y[on_front], markersize=size, color="C0", label="on the Pareto front", **dots)
-    ring = {"markersize": 2 * size, "markeredgewidth": size / 4, "fillstyle": "none"}
+    ring = {"markersize": 2 * size, "fillstyle": "none"} if few else {"markersize": size}
     panel.plot(x[chosen], y[chosen], color="C3", label="chosen", **ring, **dots)
     for bound in constraints:
         draw = {first: panel.axvline, second: panel.axhline}.get(bound.place)
