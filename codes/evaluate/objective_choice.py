@@ -24,7 +24,7 @@ class Constraint:
     place: int
 
     def __str__(self) -> str:
-        return f"{self.objective} {self.sign} {self.threshold:g}"
+        return f"{self.objective} {self.sign} {self.threshold!r}".removesuffix(".0")
 
     def violation(self, scores: np.ndarray) -> np.ndarray:
         """By how much each of [candidates, objectives] misses the threshold: [candidates], 0 where it is met."""

@@ -19,7 +19,15 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from codes.common.cli import command_parser, positive_float, positive_int, random_seed, require_files, run_main
+from codes.common.cli import (
+    command_parser,
+    positive_float,
+    positive_int,
+    printable,
+    random_seed,
+    require_files,
+    run_main,
+)
 from codes.common.records import InputError, file_sha256, iter_jsonl, write_json, write_jsonl
 from codes.common.run_info import write_run_info
 from codes.evaluate.figure_files import refuse_foreign_figure
@@ -218,7 +226,8 @@ def print_objectives(result: Mapping) -> None:
         print("no weights were given: each objective weighs 1")
     for group, part in result["groups"].items():
         told = ", ".join(f"{name} {weight:.4g}" for name, weight in part["weights"].items())
-        print(f"weights{'' if group == DEFAULT_GROUP else f' of {group}'}: {told} ({part['prompts']} prompts)")
+        of_group = "" if group == DEFAULT_GROUP else f" of {group}"
+        print(printable(f"weights{of_group}: {told} ({part['prompts']} prompts)"))
     choices = result["choices"]
     ways = {"any candidate": choices["any_candidate"]}
     ways |= {f"best by {name}": part for name, part in choices["by_objective"].items()}
@@ -241,7 +250,7 @@ def print_objectives(result: Mapping) -> None:
     for part in result["conflict"]:
         pairs, ci95 = part["pairs"], part["ci95"]
         print(
-            f"{' and '.join(part['objectives'])} order {rate_cell(part['contrary_share'], ci95['contrary_share'])} of "
+            f"{printable(' and '.join(part['objectives']))} order {rate_cell(part['contrary_share'], ci95['contrary_share'])} of "
             f"{pairs['alike'] + pairs['contrary']} pairs contrarily ({pairs['level']} more are level in one); mean "
             f"Spearman within prompts {_cell(part['mean_spearman'], ci95['mean_spearman'])}"
         )
@@ -258,12 +267,12 @@ def _cell(value: float | None, interval: Sequence[float] | None) -> str:
 def _print_constraints(constraints: Mapping, counts: Mapping) -> None:
     for part in constraints["each"]:
         print(
-            f"{part['constraint']}: met by {part['candidates_that_meet_it']} candidates; by none of "
-            f"{part['prompts_where_none_does']} prompts"
+            f"{part['constraint']}: met by {part['candidates_that_meet_it']} of {counts['candidates']} candidates, and "
+            f"by none in {part['prompts_where_none_does']} of {counts['prompts']} prompts"
         )
     print(
-        f"{constraints['prompts_where_none_does']} prompts have no candidate that meets all: the least violation is "
-        f"taken; constraints change {constraints['changed_choices']} of {counts['prompts']} choices"
+        f"all constraints: met by none in {constraints['prompts_where_none_does']} prompts, where the least violation "
+        f"is taken; they change {constraints['changed_choices']} of {counts['prompts']} choices"
     )
 
 
@@ -282,7 +291,7 @@ def _print_fit(fitted: Mapping) -> None:
     ]
     rows.append(("together, held out", "-", rate_cell(held_out["accuracy"], ci95["accuracy"])))
     print(aligned_table(("objective", "weight", "accuracy"), rows))
-    if fitted["ci95"]["weights"] and None in fitted["ci95"]["weights"].values():
+    if fitted["resamples_without_weights"] and None in fitted["ci95"]["weights"].values():
         print(f"no intervals of the weights: {fitted['resamples_without_weights']:.1%} of the resamples have none")
 
 
