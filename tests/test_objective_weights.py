@@ -97,6 +97,37 @@ def test_one_wrong_pair_of_many_has_a_maximum_far_out():
     assert weights == pytest.approx([np.log(999)], rel=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_of_all_sets_of_weights_above_zero_the_right_one_is_found(seed):
+    generator = np.random.default_rng(seed)
+    differences = simulated(80, generator.normal(size=4), seed)
+    best = minimize(
+        lambda w: np.logaddexp(0, -differences @ w).mean(),
+        np.ones(4),
+        bounds=[(0, None)] * 4,
+        method="L-BFGS-B",
+        options={"ftol": 1e-15, "gtol": 1e-9},
+    )
+    assert fitted(differences, non_negative=True) == pytest.approx(best.x, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "differences",
+    [
+        [[-13.3, 0.2], [-1.8, -0.1], [0.5, 0.0], [0.0, -2.9]],
+        [[-26.4, 0.3], [-0.2, -0.3], [0.0, 0.1], [1.8, -4.5], [-1.0, -1.2]],
+        [[5.7, 0.0], [-0.1, 0.0], [1.0, 0.2], [1.8, 0.1], [1.4, 6.0], [3.5, -0.4], [2.1, 0.2]],
+        [[-0.3, 1.2], [0.1, 0.2], [-0.1, 0.2], [-6.9, 0.0], [0.1, -0.1], [9.3, 6.7]],
+    ],
+)
+def test_a_maximum_is_reached_where_whole_newton_steps_from_zero_would_leave_it_for_good(differences):
+    differences = np.array(differences)
+    weights = fitted(differences)
+    best = minimize(lambda w: np.logaddexp(0, -differences @ w).mean(), weights, options={"gtol": 1e-9})
+    assert weights == pytest.approx(best.x, rel=1e-4)
+    assert (1 / (1 + np.exp(differences @ weights))) @ differences == pytest.approx(np.zeros(2), abs=1e-9)
+
+
 def test_non_negative_weights_are_zero_where_the_best_ones_are_below():
     differences = simulated(300, [1.0, -0.6], 5)
     assert fitted(differences)[1] < -0.3

@@ -183,6 +183,14 @@ def test_figures_of_hand_computed_prompts():
     assert curve["turns"] == 3
 
 
+def test_prompts_in_which_an_objective_is_constant_have_no_rank_correlation():
+    candidates = candidates_of([(1, 2), (2, 3)], [(1, 2), (1, 3)], [(0, 0)])
+    weights = {"default": np.array([1.0, 1.0])}
+    (conflict,) = summary(candidates, weights, [], decide(candidates, weights), seed=1)["conflict"]
+    assert (conflict["mean_spearman"], conflict["prompts_with_spearman"]) == (1, 1)
+    assert conflict["pairs"] == {"alike": 1, "contrary": 0, "level": 1}
+
+
 def test_intervals_are_over_prompts_and_absent_for_one():
     generator = np.random.default_rng(1)
     candidates = candidates_of(*generator.normal(size=(200, 4, 2)))

@@ -116,7 +116,7 @@ def bounded_number(value: object, field: str) -> float:
     number = finite_number(value, field)
     if abs(number) > LARGEST:
         raise FieldError(field, f"{number:g} is beyond {LARGEST:g}, the largest number that is taken")
-    return number + 0.0  # of two zeros there is one left
+    return number
 
 
 def _group_of(row: dict, group_field: str | None, known_groups: Sequence[str]) -> str:

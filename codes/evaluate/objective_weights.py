@@ -74,9 +74,9 @@ def _maximum(scaled: np.ndarray, shares: np.ndarray, ridge: float) -> np.ndarray
         spectrum = np.linalg.eigvalsh(curvature)
         single = spectrum[:, 0] > SMALLEST_CURVATURE * spectrum[:, -1]
         weights[going_on[~single]] = np.nan
-        going_on, share = going_on[single], share[single]
+        going_on = going_on[single]
         step = np.linalg.solve(curvature[single], slope[single][:, :, None])[:, :, 0]
-        change = (np.abs(step @ scaled.T) * (share > 0)).max(1, initial=0.0)
+        change = np.abs(step @ scaled.T).max(1, initial=0.0)
         shortened = np.divide(np.log1p(change), change, out=np.ones_like(change), where=change > 0)
         weights[going_on] += shortened[:, None] * step
         going_on = going_on[change > SMALLEST_CHANGE]

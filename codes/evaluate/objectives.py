@@ -64,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_names(args, objectives)
     constraints = parse_constraints(args.constraint, objectives)
     fitted = _fitted_weights(args, objectives) if args.fit is not None else None
-    by_group = (
-        {DEFAULT_GROUP: fitted["weights"]} if fitted else given or {DEFAULT_GROUP: dict.fromkeys(objectives, 1.0)}
-    )
+    by_group = given or {DEFAULT_GROUP: fitted["weights"] if fitted else dict.fromkeys(objectives, 1.0)}
     weights = weight_vectors(by_group, objectives, _source(args))
     settings = {
         "weights": _source(args).split()[0].lstrip("-"),
@@ -249,10 +247,11 @@ def print_objectives(result: Mapping) -> None:
         _print_constraints(result["constraints"], counts)
     for part in result["conflict"]:
         pairs, ci95 = part["pairs"], part["ci95"]
+        share, ordered = rate_cell(part["contrary_share"], ci95["contrary_share"]), pairs["alike"] + pairs["contrary"]
         print(
-            f"{printable(' and '.join(part['objectives']))} order {rate_cell(part['contrary_share'], ci95['contrary_share'])} of "
-            f"{pairs['alike'] + pairs['contrary']} pairs contrarily ({pairs['level']} more are level in one); mean "
-            f"Spearman within prompts {_cell(part['mean_spearman'], ci95['mean_spearman'])}"
+            f"{printable(' and '.join(part['objectives']))} order {share} of {ordered} pairs contrarily "
+            f"({pairs['level']} more are level in one); mean Spearman within prompts "
+            f"{_cell(part['mean_spearman'], ci95['mean_spearman'])}"
         )
     if result["fit"]:
         _print_fit(result["fit"])
