@@ -58,7 +58,7 @@ def _maximum(scaled: np.ndarray, shares: np.ndarray, ridge: float) -> np.ndarray
     """The maximum by Newton's method, [samples, objectives]; NaN where none is reached.
 
     A step is shortened to log(1 + c) / c of itself, where c is the largest change of a logit by it: so much can always
-    be taken (Sun and Tran-Dinh 2019, generalised self-concordant functions, section 3). Where weights separate the
+    be taken (Sun and Tran-Dinh 2019, on generalised self-concordant functions). Where weights separate the
     pairs, no c is below 1: (1 - wrong) * change < 1 for all pairs makes wrong * (1 - (1 - wrong) * change) positive
     numbers that the differences, weighted by them, add up to 0 with, and then nothing separates (Stiemke's lemma).
     """
@@ -99,17 +99,17 @@ def _non_negative_maximum(scaled: np.ndarray, shares: np.ndarray, ridge: float) 
     """
     objectives = scaled.shape[1]
     found = np.full((len(shares), objectives), np.nan)
-    open_ = np.arange(len(shares))
+    unsettled = np.arange(len(shares))
     for size in range(objectives, -1, -1):
         for part in map(list, combinations(range(objectives), size)):
-            weights = np.zeros((len(open_), objectives))
-            weights[:, part] = _maximum(scaled[:, part], shares[open_], ridge) if part else 0.0
-            slope, _ = _slope(scaled, shares[open_], weights, ridge)
+            weights = np.zeros((len(unsettled), objectives))
+            weights[:, part] = _maximum(scaled[:, part], shares[unsettled], ridge) if part else 0.0
+            slope, _ = _slope(scaled, shares[unsettled], weights, ridge)
             slope[:, part] = 0.0
             settled = (weights >= 0).all(1) & (slope <= SMALLEST_CHANGE).all(1)
-            found[open_[settled]] = weights[settled]
-            open_ = open_[~settled]
-            if not len(open_):
+            found[unsettled[settled]] = weights[settled]
+            unsettled = unsettled[~settled]
+            if not len(unsettled):
                 return found
     return found
 
