@@ -155,6 +155,18 @@ def check_messages(messages: list, field: str) -> None:
         _present(message, "content", str, where)
 
 
+def finite_number(value: object, field: str) -> float:
+    """The field's value as a float. Raises FieldError where it is no number, or none that a float can hold."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # a whole number larger than any float
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    raise FieldError(field, f"expected a finite number, found {value!r:.80}")
+
+
 def _present(record: dict, field: str, kind: type | tuple[type, ...], where: str = ""):
     name = f"{where}.{field}" if where else field
     if field not in record:

@@ -1,11 +1,10 @@
 """Files of answers, one a row, as `codes.evaluate.score` reads and writes them: several answers to each prompt."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from codes.common.records import FieldError, iter_jsonl
+from codes.common.records import FieldError, finite_number, iter_jsonl
 from codes.evaluate.bias_summary import question_name
 from codes.evaluate.score import conversation_of
 
@@ -42,7 +41,4 @@ def has_field(path: Path, field: str) -> bool:
 def _score(row: dict, field: str) -> float:
     if field not in row:
         raise FieldError(field, f"is missing; `python -m codes.evaluate.score --score_field {field}` adds it")
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FieldError(field, f"expected a finite number, found {value!r:.80}")
-    return float(value)
+    return finite_number(row[field], field)

@@ -5,7 +5,7 @@ whether it is the better one. Counted as P(chosen > rejected), every outcome wou
 certain would look calibrated. A pair whose scores are equal has no predicted winner: confidence 0.5, outcome 0.5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -84,18 +84,28 @@ def temperature_interval(
     """95% percentile interval of the temperature, resampling whole clusters [pairs] of pairs.
 
     Resamples without a finite temperature stand where they belong, at 0 or infinity. None where the upper bound would
-    be infinite, and where there is but one cluster. Fewer resamples than ``resamples`` are taken of many pairs, whose
-    interval is narrow anyway.
+    be infinite, and where there is but one cluster. Of many pairs, whose interval is narrow anyway, fewer resamples are
+    taken.
     """
-    _, index = np.unique(np.asarray(clusters), return_inverse=True)
-    if index.max() == 0:
+    if len(set(clusters)) == 1:
         return None
-    resamples = min(resamples, max(FEWEST_RESAMPLES, RESAMPLED_PAIRS // len(index)))
-    at_a_time = max(1, NUMBERS_AT_A_TIME // len(index))
-    draws = cluster_draws(index.max() + 1, seed, resamples, at_a_time)
-    found = [fit_temperatures(margins, part[:, index]) for part in draws]
+    found = [fit_temperatures(margins, part) for part in resampled_pairs(clusters, seed=seed, resamples=resamples)]
     low, high = np.percentile(np.concatenate(found), [2.5, 97.5], method="inverted_cdf")
     return [float(low), float(high)] if np.isfinite(high) else None
+
+
+def resampled_pairs(
+    clusters: Sequence[str], *, seed: int, resamples: int = BOOTSTRAP_RESAMPLES
+) -> Iterator[np.ndarray]:
+    """How often each pair stands in each resample of whole clusters [pairs], some resamples at a time: [some, pairs].
+
+    For fits, of which each takes time: of many pairs there are fewer than ``resamples``.
+    """
+    _, index = np.unique(np.asarray(clusters), return_inverse=True)
+    resamples = min(resamples, max(FEWEST_RESAMPLES, RESAMPLED_PAIRS // len(index)))
+    at_a_time = max(1, NUMBERS_AT_A_TIME // len(index))
+    for part in cluster_draws(index.max() + 1, seed, resamples, at_a_time):
+        yield part[:, index]
 
 
 def held_out_folds(clusters: Sequence[str], folds: int, seed: int) -> np.ndarray:

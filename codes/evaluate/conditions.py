@@ -1,4 +1,4 @@
-"""Conditions over named figures, as ``--fail_if`` takes them: ``bsr > 0.1``, ``delta.bsr > 0 and length.bsr > 0.2``.
+"""Conditions over named figures, as flags take them: ``bsr > 0.1``, ``delta.bsr > 0 and length.bsr > 0.2``.
 
     condition  = comparison { "and" comparison }
     comparison = value ( ">" | ">=" | "<" | "<=" | "==" | "!=" ) value
@@ -59,20 +59,34 @@ class Condition:
         )
 
 
-def parse_condition(text: str) -> Condition:
-    """The condition that the text states. Raises InputError saying what was expected where."""
+def parse_condition(text: str, flag: str = "--fail_if") -> Condition:
+    """The condition that the flag's text states. Raises InputError saying what was expected where."""
+    try:
+        return Condition(text.strip(), _comparisons(text))
+    except _Unexpected as problem:
+        raise InputError(f"{flag} {text!r}: {problem}") from None
+
+
+class _Unexpected(ValueError):
+    """What stands where something else was expected."""
+
+    def __init__(self, word: str, expected: str):
+        super().__init__(f"expected {expected}, found {repr(word) if word else 'the end'}")
+
+
+def _comparisons(text: str) -> tuple[tuple[Value, str, Value], ...]:
     tokens, comparisons = _tokens(text), []
     while True:
-        left = _value(text, tokens)
+        left = _value(tokens)
         kind, sign = tokens.pop(0)
         if kind != "operator":
-            raise _unexpected(text, sign, f"one of {' '.join(OPERATORS)}")
-        comparisons.append((left, sign, _value(text, tokens)))
+            raise _Unexpected(sign, f"one of {' '.join(OPERATORS)}")
+        comparisons.append((left, sign, _value(tokens)))
         kind, word = tokens.pop(0)
         if kind == "end":
-            return Condition(text.strip(), tuple(comparisons))
+            return tuple(comparisons)
         if word != "and":
-            raise _unexpected(text, word, "'and' or the end")
+            raise _Unexpected(word, "'and' or the end")
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:
@@ -81,23 +95,19 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     while text[place:].strip():
         match = _TOKEN.match(text, place)
         if match is None:
-            raise _unexpected(text, text[place:].split()[0], "a figure's name, a number or a comparison sign")
+            raise _Unexpected(text[place:].split()[0], "a figure's name, a number or a comparison sign")
         found.append((match.lastgroup, match[match.lastgroup]))
         place = match.end()
     return [*found, ("end", "")]
 
 
-def _value(text: str, tokens: list[tuple[str, str]]) -> Value:
+def _value(tokens: list[tuple[str, str]]) -> Value:
     kind, word = tokens.pop(0)
     if kind == "number" and math.isfinite(float(word)):
         return float(word)
     if kind == "name" and word != "and":
         return word
-    raise _unexpected(text, word, "a figure's name or a number")
-
-
-def _unexpected(text: str, word: str, expected: str) -> InputError:
-    return InputError(f"--fail_if {text!r}: expected {expected}, found {repr(word) if word else 'the end'}")
+    raise _Unexpected(word, "a figure's name or a number")
 
 
 def _listed(figures: Figures) -> str:

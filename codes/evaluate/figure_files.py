@@ -16,6 +16,11 @@ def refuse_foreign_figure(path: Path) -> None:
         raise InputError(f"--figure {path}: is there already and is no {suffix[1:]} figure; not replaced")
 
 
+def no_formula(name: str) -> str:
+    """The name as Matplotlib has to be given it, to which dollars are the signs of a formula."""
+    return name.replace("$", r"\$")
+
+
 def pyplot():
     """matplotlib's pyplot, which takes a second to import, drawing into files."""
     import matplotlib

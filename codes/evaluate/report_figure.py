@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codes.common.records import REFINEMENT_BIAS
-from codes.evaluate.figure_files import pyplot, save_figure
+from codes.evaluate.figure_files import no_formula, pyplot, save_figure
 from codes.evaluate.read_results import Results, biases_of
 from codes.evaluate.report_table import model_labels
 
@@ -14,7 +14,7 @@ def draw_figure(results: Sequence[Results], path: Path) -> None:
     groups = [*(bias for bias in biases_of(results) if bias != REFINEMENT_BIAS), "all"]
     figure, axes = pyplot().subplots(figsize=(1.1 * len(groups) + 2, 4.5), layout="constrained")
     # Matplotlib leaves out of a legend what begins with an underscore.
-    labels = [f" {_no_formula(label)}" for label in model_labels(results)]
+    labels = [f" {no_formula(label)}" for label in model_labels(results)]
     spread = 0.7 / len(results)
     for number, result in enumerate(results):
         for place, group in enumerate(groups):
@@ -34,15 +34,10 @@ def draw_figure(results: Sequence[Results], path: Path) -> None:
             )
     for border in range(1, len(groups)):
         axes.axvline(border - 0.5, color="0.9", linewidth=1, zorder=0)
-    axes.set_xticks(range(len(groups)), map(_no_formula, groups), rotation=30, ha="right")
+    axes.set_xticks(range(len(groups)), map(no_formula, groups), rotation=30, ha="right")
     axes.set_xlim(-0.5, len(groups) - 0.5)
     axes.set_ylim(-2, 102)
     axes.set_ylabel("bias sensitivity rate, % (lower is better)")
     axes.set_title("Pairs judged right that turn wrong once the worse answer carries the bias (95% intervals)", pad=28)
     axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=min(len(results), 6))
     save_figure(figure, path)
-
-
-def _no_formula(name: str) -> str:
-    """The name as Matplotlib has to be given it, to which dollars are the signs of a formula."""
-    return name.replace("$", r"\$")

@@ -3,14 +3,13 @@
 Rows of your own need `prompt` (or `question`), `chosen_score` and `rejected_score`.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from codes.common.records import FieldError, InputError, check_bias_pair, content_hash, iter_jsonl
+from codes.common.records import FieldError, InputError, check_bias_pair, content_hash, finite_number, iter_jsonl
 from codes.evaluate.bias_summary import question_name
 
 BIAS_PAIRS = {"original": ("original",), "biased": ("biased",), "both": ("original", "biased")}
@@ -89,7 +88,4 @@ def _scores(row: dict, field: str, count: int | None = None) -> list[float]:
 def _score(row: dict, field: str) -> float:
     if field not in row:
         raise FieldError(field, "is missing: expected rows with chosen_score and rejected_score, or results of eval_*")
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise FieldError(field, f"expected a finite number, found {value!r:.80}")
-    return float(value)
+    return finite_number(row[field], field)
