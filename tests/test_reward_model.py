@@ -168,6 +168,22 @@ def test_the_head_is_computed_in_float32_when_the_body_is_in_bfloat16(folders, a
     assert not torch.equal(score, score.to(torch.bfloat16).float())
 
 
+@pytest.mark.parametrize("architecture", ["Bert", "ModernBert", "GPT2"])
+def test_without_dropout_a_model_in_training_scores_as_in_evaluation(folders, architecture, tmp_path):
+    path = tmp_path / "with dropout"
+    shutil.copytree(folders(architecture), path)
+    config = json.loads((path / "config.json").read_text())
+    rates = {name: 0.5 for name in config if "drop" in name and isinstance(config[name], float)}
+    (path / "config.json").write_text(json.dumps(config | rates))
+    model = load_scaled(str(path))
+    rows = rows_of(model)
+    expected = scores(model, rows)
+    model.train()
+    assert not torch.allclose(scores(model, rows), expected, atol=1e-3)
+    model.disable_dropout()
+    torch.testing.assert_close(scores(model, rows), expected)
+
+
 @pytest.mark.parametrize("architecture", DECODERS)
 @pytest.mark.parametrize("mode", ["on", "auto"])
 def test_shared_prefixes_do_not_change_scores_or_the_saved_folder(folders, architecture, mode, tmp_path):

@@ -235,6 +235,14 @@ class RewardModel(nn.Module):
             logger.info("%s: is a language model, and gets a new reward head", model_path)
         return model
 
+    def disable_dropout(self) -> None:
+        """Switch the model's own dropout off; the saved configuration keeps its rates."""
+        for module in self.model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+
     def add_adapter(self, settings: LoraSettings, *, base: str, revision: str | None = None) -> None:
         """Train a LoRA adapter, the head and what else starts fresh, in place of all weights.
 

@@ -87,6 +87,13 @@ class RewardSettings:
             "refuse a decoder saved with another than last; the commands here load it"
         },
     )
+    disable_dropout: bool = field(
+        default=False,
+        metadata={
+            "help": "switch the model's own dropout off, so that one network scores all answers of a group; encoders, "
+            "which have it, also train about twice as fast"
+        },
+    )
     lora_rank: int | None = field(
         default=None,
         metadata={"help": "train a LoRA adapter of this rank and the head, in place of all weights (needs peft)"},

@@ -256,6 +256,8 @@ def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArgu
         **(quantization_options(training_arguments.local_process_index) if settings.qlora else {}),
     )
     model.ensure_own_pad_token()
+    if settings.disable_dropout:
+        model.disable_dropout()
     if settings.lora is not None:
         model.add_adapter(settings.lora, base=settings.model_name_or_path, revision=settings.revision)
     if settings.learned_temperature:
@@ -285,6 +287,7 @@ def _configuration(
         "temperature_learning_rate": settings.learned_temperature and settings.temperature_learning_rate,
         "in_batch_negatives": settings.in_batch_negatives,
         "pooling": settings.pooling,
+        "disable_dropout": settings.disable_dropout,
         "lora": settings.lora and asdict(settings.lora),
         "max_length": max_length,
         "chat_template": template_hash(tokenizer),
