@@ -333,6 +333,7 @@ def two_ranks(tmp_path_factory, tiny_model, tiny_reward_model, data) -> Path:
     done = train_on_two_ranks(
         *(zero_2("zero_2"), zero_3("zero_3", **ACCUMULATED), zero_3("one_forward", per_device_train_batch_size=4)),
         *(by_tokens(stage) for stage in (2, 3)),
+        zero_3("zero_2_one_forward", per_device_train_batch_size=4, deepspeed="configs/ds_z2_config.json"),
         zero_3("zero_2_offload", **ACCUMULATED, deepspeed="configs/ds_z2_offload_config.json"),
         zero_3("zero_3_offload", **ACCUMULATED, deepspeed="configs/ds_z3_offload_config.json"),
     )
@@ -365,7 +366,7 @@ def pairwise_one_process(tmp_path_factory, tiny_reward_model, data) -> Path:
     return output
 
 
-@pytest.mark.parametrize("run", ["zero_3", "one_forward", "zero_2_offload", "zero_3_offload"])
+@pytest.mark.parametrize("run", ["zero_3", "one_forward", "zero_2_one_forward", "zero_2_offload", "zero_3_offload"])
 def test_two_ranks_with_an_uneven_last_batch_train_as_one_process_with_and_without_accumulation_or_offload(
     two_ranks, pairwise_one_process, run
 ):
