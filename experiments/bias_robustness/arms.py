@@ -77,6 +77,7 @@ class Arm:
 CONTRAST = ("--training_mode", "contrast")
 BRADLEY_TERRY = ("--training_mode", "bradley_terry")
 MARGIN = ("--training_mode", "pairwise")
+WHOLE_STEP = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1")
 TRANSFER_BIASES = ("length", "authority", "beauty", "assertiveness", "sentiment", "concreteness")
 
 ARMS = {
@@ -91,7 +92,8 @@ ARMS = {
         Arm(
             "length-penalty",
             "Bradley-Terry, original pairs, length penalty",
-            (*BRADLEY_TERRY, "--length_penalty_coefficient", "10"),
+            # The penalty is that of the groups of one forward, so it takes a whole step's.
+            (*BRADLEY_TERRY, "--length_penalty_coefficient", "10", *WHOLE_STEP),
             original_answers,
         ),
         *(
@@ -109,6 +111,7 @@ ARMS = {
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
         Arm("one-biased", "one biased answer a question", CONTRAST, one_biased_answer, group="ablation"),
         Arm("half-biased", "half of the biased answers", CONTRAST, share_of_biased(0.5), group="ablation"),
+        Arm("with-rules", "biased answers by rules, too", CONTRAST, by_rules=True, group="ablation"),
     )
 }
 BASELINES = ("bt-original", "margin-original")

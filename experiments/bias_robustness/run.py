@@ -30,16 +30,12 @@ HERE = Path(__file__).parent
 TEST_SHARE, DEVELOPMENT_SHARE = 0.3, 0.1  # of the questions
 BIASED_BY_RULES = 2  # answers a question, about as many as the data's own
 # Chosen on development questions with seed 1, with the baselines in mind as much as the contrastive arms.
-TRAINING = {
-    "--num_train_epochs": "2",
-    "--learning_rate": "1e-4",
-    "--warmup_steps": "0.1",
-    "--per_device_train_batch_size": "16",
-    "--per_device_eval_batch_size": "16",
-    "--eval_strategy": "epoch",
-    "--save_strategy": "no",
-    "--logging_steps": "5",
-}
+TRAINING = (
+    *("--num_train_epochs", "1", "--learning_rate", "1e-4", "--warmup_steps", "0.1", "--disable_dropout", "--bf16"),
+    *("--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2", "--per_device_eval_batch_size", "4"),
+    *("--eval_strategy", "epoch", "--save_strategy", "no", "--logging_steps", "5"),
+)
+EVALUATION = ("--dtype", "bf16")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -84,13 +80,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def arm_settings(arm: Arm, seed: int, args: argparse.Namespace) -> dict:
     """What decides an arm's figures, beside the data."""
-    training = TRAINING | ({"--num_train_epochs": str(args.epochs)} if args.epochs else {})
+    epochs = ("--num_train_epochs", str(args.epochs)) if args.epochs else ()
     return {
         "arm": arm.name,
         "seed": seed,
         "backbone": args.backbone,
         "max_length": args.max_length,
-        "flags": [*arm.flags, *(part for flag in training.items() for part in flag)],
+        "flags": [*TRAINING, *arm.flags, *epochs],
+        "evaluation": list(EVALUATION),
         "data": {path.name: file_sha256(path) for path in sorted(args.data.glob("*_bias.jsonl"))},
         "reward_bench": args.reward_bench and file_sha256(args.reward_bench),
     }
@@ -172,6 +169,7 @@ def run_arm(
     training += ["--eval_data_path", data["development"], "--seed", settings["seed"], "--max_length", max_length]
     _command("codes.train.train_reward_model", *training, *settings["flags"])
     evaluation = ["--model_path", model, "--output_dir", folder, "--model_name", "results", "--max_length", max_length]
+    evaluation += EVALUATION
     _command("codes.evaluate.eval_rm", "all", *evaluation, "--data_dir", data["test"])
     if reward_bench is not None:
         _command("codes.evaluate.eval_reward_bench", "all", *evaluation, "--data", reward_bench)
