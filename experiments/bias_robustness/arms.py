@@ -77,8 +77,9 @@ class Arm:
 CONTRAST = ("--training_mode", "contrast")
 BRADLEY_TERRY = ("--training_mode", "bradley_terry")
 MARGIN = ("--training_mode", "pairwise")
-WHOLE_STEP = ("--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1")
 TRANSFER_BIASES = ("length", "authority", "beauty", "assertiveness", "sentiment", "concreteness")
+
+TWICE = ",".join(f"{bias}=2" for bias in TRANSFER_BIASES)
 
 ARMS = {
     arm.name: arm
@@ -88,12 +89,12 @@ ARMS = {
         Arm("margin-all", "pairwise margin, original and biased pairs", (*MARGIN, "--pairs", "all")),
         Arm("contrast", "contrastive", CONTRAST),
         Arm("contrast-original-0.6", "contrastive, original weighted 0.6", (*CONTRAST, "--original_weight", "0.6")),
+        Arm("contrast-biased-2", "contrastive, biased answers weighted 2", (*CONTRAST, "--bias_weights", TWICE)),
         Arm("contrast-rules", "contrastive on answers by rules", CONTRAST, original_answers, by_rules=True),
         Arm(
             "length-penalty",
             "Bradley-Terry, original pairs, length penalty",
-            # The penalty is that of the groups of one forward, so it takes a whole step's.
-            (*BRADLEY_TERRY, "--length_penalty_coefficient", "10", *WHOLE_STEP),
+            (*BRADLEY_TERRY, "--length_penalty_coefficient", "10"),
             original_answers,
         ),
         *(
