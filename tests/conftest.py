@@ -50,6 +50,23 @@ def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_members(tmp_path_factory, tiny_reward_model) -> list[Path]:
+    """Three reward models with the body of ``tiny_reward_model``, heads of their own and scales well apart."""
+    import torch
+
+    from codes.train.reward_model import RewardModel
+
+    model = RewardModel.from_pretrained(str(tiny_reward_model))
+    folders = [tmp_path_factory.mktemp("members") / f"seed-{seed}" for seed in (1, 2, 3)]
+    for seed, folder in enumerate(folders, start=1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            model.model.score.weight.normal_(std=0.3 * 10.0 ** (seed - 2))
+        model.save_pretrained(folder)
+    return folders
+
+
 @pytest.fixture(scope="module")
 def small_runs():
     """Training runs in this process go on one thread and draw no figures."""

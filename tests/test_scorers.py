@@ -239,6 +239,7 @@ def test_cuda_without_a_device_is_said_plainly(model_scorer):
         ("Qwen/Qwen3-0.6B", None, "model", "Qwen3-0.6B"),
         (None, None, "length", "length"),
         ("output/run", None, "random", "random"),
+        ("output/three seeds.json", None, "ensemble", "three_seeds"),
         ("output/run", "../../etc/passwd", "model", ".._.._etc_passwd"),
         ("output/run", "模型7b", "model", "__7b"),
     ],

@@ -25,7 +25,7 @@ def read_answers(path: Path, score_fields: Sequence[str]) -> dict[str, list[Answ
 
     def take(row: dict) -> None:
         conversation = conversation_of(row)
-        scores = tuple(_score(row, field) for field in score_fields)
+        scores = tuple(score_of(row, field) for field in score_fields)
         answers.setdefault(question_name(conversation.question), []).append(Answer(conversation.answer, scores))
 
     for _ in iter_jsonl(path, take):
@@ -38,7 +38,8 @@ def has_field(path: Path, field: str) -> bool:
     return field in next(iter_jsonl(path))[1]
 
 
-def _score(row: dict, field: str) -> float:
+def score_of(row: dict, field: str) -> float:
+    """A score of the row. Raises FieldError where it is absent or no finite number."""
     if field not in row:
         raise FieldError(field, f"is missing; `python -m codes.evaluate.score --score_field {field}` adds it")
     return finite_number(row[field], field)

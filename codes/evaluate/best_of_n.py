@@ -104,12 +104,8 @@ def best_of_n(by_prompt: Mapping[str, Sequence[Answer]], max_n: int | None, *, s
 
     Raises InputError where no prompt has ``max_n`` candidates.
     """
-    largest = max_n or min(map(len, by_prompt.values()))
-    used = {prompt: answers for prompt, answers in by_prompt.items() if len(answers) >= largest}
-    if not used:
-        most = max(map(len, by_prompt.values()))
-        raise InputError(f"--max_n {largest}: no prompt has so many candidates; the most are {most}")
-    curves = np.stack([_curves(answers, largest) for answers in used.values()])
+    largest, used = usable_prompts(by_prompt, max_n)
+    curves = np.stack([expected_scores(answers, largest) for answers in used.values()])
     gold = curves[:, 1].mean(0)
     knee = int(gold.argmax())
 
@@ -152,7 +148,17 @@ def best_of_n(by_prompt: Mapping[str, Sequence[Answer]], max_n: int | None, *, s
     }
 
 
-def _curves(answers: Sequence[Answer], largest: int) -> np.ndarray:
+def usable_prompts(by_prompt: Mapping[str, Sequence], max_n: int | None) -> tuple[int, dict[str, Sequence]]:
+    """(the largest n, the prompts with so many candidates). Raises InputError where there is no such prompt."""
+    largest = max_n or min(map(len, by_prompt.values()))
+    used = {prompt: answers for prompt, answers in by_prompt.items() if len(answers) >= largest}
+    if not used:
+        most = max(map(len, by_prompt.values()))
+        raise InputError(f"--max_n {largest}: no prompt has so many candidates; the most are {most}")
+    return largest, used
+
+
+def expected_scores(answers: Sequence[Answer], largest: int) -> np.ndarray:
     """[2, largest]: expected proxy and gold score of one prompt's best of n."""
     scores = np.array([answer.scores for answer in answers])
     return (selection_probabilities(scores[:, 0], largest) @ scores).T

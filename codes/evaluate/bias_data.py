@@ -24,6 +24,8 @@ RESULT_FIELDS = (
     "scores_biased",
     "original_evaluation_correct",
     "bias_evaluation_correct",
+    "disagreement_original",
+    "disagreement_biased",
     "score_no_context",
     "score_with_context",
 )

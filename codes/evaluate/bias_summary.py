@@ -276,22 +276,22 @@ def refinement_summary(
 
 def average_summary(outcomes: Mapping[str, PairOutcomes], *, seed: int) -> dict:
     """``average_rates``, and over the same rows what length and margins have to do with them."""
-    joined = _join(list(outcomes.values()))
+    together = joined(list(outcomes.values()))
     return {
         **average_rates(outcomes, seed=seed),
-        "margin_shift": margin_shift(joined, seed=seed),
-        "length_balanced": length_balanced(joined, seed=seed),
+        "margin_shift": margin_shift(together, seed=seed),
+        "length_balanced": length_balanced(together, seed=seed),
         "by_length": {
-            pair: _by_length(joined, pair, lambda side: clustered_rates(side, seed=seed))
+            pair: _by_length(together, pair, lambda side: clustered_rates(side, seed=seed))
             for pair in ("original", "biased")
         },
-        "length_correlation": length_correlation(joined, seed=seed),
+        "length_correlation": length_correlation(together, seed=seed),
     }
 
 
 def average_rates(outcomes: Mapping[str, PairOutcomes], *, seed: int) -> dict:
     """Rates over all rows of all pairwise biases; intervals resample questions, which recur across the biases."""
-    rates = clustered_rates(_join(list(outcomes.values())), seed=seed)
+    rates = clustered_rates(joined(list(outcomes.values())), seed=seed)
     weighted, weighted_interval = _row_weighted_sensitivity(list(outcomes.values()), seed)
     intervals = rates["ci95"]
     return {
@@ -362,6 +362,7 @@ def _row_weighted_sensitivity(parts: Sequence[PairOutcomes], seed: int) -> tuple
     return row_weighted_mean(rates, rows), interval
 
 
-def _join(parts: Sequence[PairOutcomes]) -> PairOutcomes:
+def joined(parts: Sequence[PairOutcomes]) -> PairOutcomes:
+    """The rows of several biases, one after another."""
     questions = [question for part in parts for question in part.questions]
     return PairOutcomes(questions, *(np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS))

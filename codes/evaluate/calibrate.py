@@ -43,7 +43,7 @@ from codes.evaluate.scored_pairs import BIAS_PAIRS, ScoredPairs, read_scored_pai
 from codes.evaluate.stored_temperature import require_storable, store_temperature
 
 FORMAT = "contrastrm-calibration"
-IDENTITY = ("scorer", "weights_sha256", "template_hash", "dtype", "max_length")
+IDENTITY = ("scorer", "weights_sha256", "members_sha256", "rule", "penalty", "template_hash", "dtype", "max_length")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -40,6 +40,7 @@ from codes.evaluate.bias_summary import (
     question_name,
     refinement_summary,
 )
+from codes.evaluate.ensemble_scorer import EnsembleScores
 from codes.evaluate.judge_biases import (
     JUDGES_ONLY,
     JudgeBiasData,
@@ -236,6 +237,9 @@ def evaluate_bias(
         figures["length_baseline"] = pairwise_rates(length_outcomes(part.rows))
     if scorer.identity["scorer"] == "judge":
         figures["counts"] |= counts_without_verdict(scores, part.original, part.rewritten, figures["counts"])
+    if isinstance(scores, EnsembleScores):
+        spread = zip(rows, scores.disagreements(part.original), scores.disagreements(part.rewritten))
+        rows = [{**row, "disagreement_original": o, "disagreement_biased": b} for row, o, b in spread]
     if isinstance(scores, Preferences):
         rows, figures["position_bias"] = with_verdicts(rows, part.original, part.rewritten, scores, seed)
     return rows, figures, outcome

@@ -91,15 +91,17 @@ class ModelScorer:
         revision: str | None = None,
         prefix_sharing: str = "auto",
         trust_remote_code: bool = False,
+        weights_sha256: str | None = None,
         **options,
     ) -> "ModelScorer":
         """Load the model from a folder or the Hub; ``options`` go to ``RewardModel.from_pretrained``.
 
-        With ``device_map`` accelerate spreads it over the devices there are.
+        With ``device_map`` accelerate spreads it over the devices there are. ``weights_sha256`` is given where it is
+        known already: to hash the files takes as long as to read them.
         """
         quiet_transformers()
         device = best_device(device)
-        dtype = dtype or ("bf16" if device.startswith("cuda") else "fp32")
+        dtype = dtype or usual_dtype(device)
         if device_map is not None:
             options["device_map"] = device_map
         custom = custom_class(model_path, revision=revision, trust_remote_code=trust_remote_code)
@@ -115,7 +117,7 @@ class ModelScorer:
         model.share_prefixes(prefix_sharing)
         scorer = cls(
             model,
-            weights_hash=weights_hash(model_path, revision),
+            weights_hash=weights_sha256 or weights_hash(model_path, revision),
             batch_size=batch_size,
             tokens_per_batch=tokens_per_batch,
             max_length=max_length,
@@ -234,6 +236,11 @@ def best_device(wanted: str) -> str:
     if local_rank >= devices:
         raise InputError(f"more ranks than GPUs: this node has {devices}; start as many ranks with --nproc_per_node")
     return f"cuda:{local_rank}"
+
+
+def usual_dtype(device: str) -> str:
+    """The precision where none is asked for."""
+    return "bf16" if device.startswith("cuda") else "fp32"
 
 
 def quiet_transformers() -> None:

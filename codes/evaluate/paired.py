@@ -47,7 +47,7 @@ def paired_biases(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = rates(features.sum(0))
     found = [
-        {rate: _comparison(*values[place, :, r], intervals[place * len(RATES) + r]) for r, rate in enumerate(RATES)}
+        {rate: comparison_of(*values[place, :, r], intervals[place * len(RATES) + r]) for r, rate in enumerate(RATES)}
         for place in range(len(biases) + 1)
     ]
     compared = dict(zip(biases, found))
@@ -77,7 +77,8 @@ def _only(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
     return int((first & ~second).sum()), int((second & ~first).sum())
 
 
-def _comparison(first: float | None, second: float | None, interval: list[float] | None) -> dict:
+def comparison_of(first: float | None, second: float | None, interval: list[float] | None) -> dict:
+    """One figure of both, and second minus first with its interval; no difference where one is None or NaN."""
     values = [None if value is None or not np.isfinite(value) else float(value) for value in (first, second)]
     if None in values:
         return {"first": values[0], "second": values[1], "difference": None, "ci95": None}
@@ -97,7 +98,7 @@ def paired_refinement(questions: Sequence[str], first: Sequence[float], second: 
     """Comparison of the mean improvement when shown as polished; first and second: [rows], s_with / s_without - 1."""
     features = np.stack([np.ones(len(first)), np.asarray(second) - np.asarray(first)], axis=1)
     interval = clustered_bootstrap(features, questions, lambda sums: sums[:, [1]] / sums[:, [0]], seed=seed)[0]
-    return _comparison(float(np.mean(first)), float(np.mean(second)), interval)
+    return comparison_of(float(np.mean(first)), float(np.mean(second)), interval)
 
 
 def paired_rows(
@@ -125,7 +126,7 @@ def paired_rows(
     questions = np.asarray(questions)
     several = [len(set(questions[rows])) > 1 for rows in members.T]  # one question says nothing of how they differ
     known = [interval if enough else None for interval, enough in zip(intervals, several)]
-    compared = {label: _comparison(*pair) for label, *pair in zip(["all_rows", *present], *values, known)}
+    compared = {label: comparison_of(*pair) for label, *pair in zip(["all_rows", *present], *values, known)}
     if np.isin(parts, (0, 1)).all():
         right = parts.astype(bool)
         by_subset = {name: _only(*right[:, names == name]) for name in present}
@@ -156,7 +157,7 @@ def paired_reward_bench(
     labels = figure_names(present)
     values = [part[0] for part in figures(features.sum(0, keepdims=True))]
     intervals = clustered_bootstrap(features, questions, differences, seed=seed)
-    compared = {label: _comparison(*pair) for label, *pair in zip(labels, *values, intervals)}
+    compared = {label: comparison_of(*pair) for label, *pair in zip(labels, *values, intervals)}
     sections = {label: compared[label] for label in labels if label in REWARD_BENCH_SECTIONS}
     in_section = {label: np.isin(names, list(REWARD_BENCH_SECTIONS[label])) for label in sections}
     _add_tests(sections, {label: _only(*right[:, rows]) for label, rows in in_section.items()})

@@ -20,6 +20,9 @@ SCHEMA_VERSION = 1
 # A file's name may have 255 bytes, and the longest of ours adds 95 to the model's.
 LONGEST_NAME = 160
 
+# The scorers whose --model_path says what gives the scores.
+WITH_MODEL_PATH = ("model", "dpo", "ensemble")
+
 
 def add_result_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that say where results go."""
@@ -35,8 +38,10 @@ def model_name(args: argparse.Namespace) -> str:
     flag, text = "--model_path", args.model_path
     if args.model_name is not None:
         flag, text = "--model_name", args.model_name
-    elif args.model_path is None or args.scorer not in ("model", "dpo"):
+    elif args.model_path is None or args.scorer not in WITH_MODEL_PATH:
         flag, text = "--scorer", args.scorer
+    elif args.scorer == "ensemble":
+        text = Path(text).stem
     elif Path(text).is_dir():
         text = Path(text).resolve().name
     else:
@@ -54,7 +59,7 @@ def model_name(args: argparse.Namespace) -> str:
 
 def model_reference(args: argparse.Namespace) -> str | None:
     """The model for the provenance, without credentials; None where the scorer has none on this machine."""
-    return redact(args.model_path) if args.scorer in ("model", "dpo") else None
+    return redact(args.model_path) if args.scorer in WITH_MODEL_PATH else None
 
 
 def result_folder(args: argparse.Namespace, name: str) -> Path:

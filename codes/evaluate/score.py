@@ -3,8 +3,9 @@
     python -m codes.evaluate.score --input_file answers.jsonl --output_file scored.jsonl --model_path output/my_model
 
 A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. An empty answer is
-scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. A run that was stopped goes
-on from the scores it has, which lie in score_store/ beside the output.
+scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. With --scorer ensemble they
+also gain `member_scores`, what each member gives on the ensemble's scale, and `disagreement`, their standard deviation.
+A run that was stopped goes on from the scores it has, which lie in score_store/ beside the output.
 """
 
 import argparse
@@ -27,11 +28,15 @@ from codes.common.records import (
 )
 from codes.common.run_info import write_run_info
 from codes.evaluate.api import Judge
+from codes.evaluate.ensemble_scorer import EnsembleScorer
 from codes.evaluate.ranks import is_first_rank
 from codes.evaluate.results import model_reference, refuse_other_results
 from codes.evaluate.score_store import Scores
 from codes.evaluate.scorers import Conversation, Scorer, add_scorer_flags, check_scorer_flags, load_scorer
 from codes.evaluate.scoring import exit_status, score_conversations, self_check_if_asked
+
+# What rows gain besides the score where an ensemble gives it.
+ENSEMBLE_FIELDS = ("member_scores", "disagreement")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output_file {output}: is the input file")
     if output.is_dir():
         raise InputError(f"--output_file {output}: is a folder")
-    rows = _check_input(source, args.score_field)
+    fields = (args.score_field, *(ENSEMBLE_FIELDS if args.scorer == "ensemble" else ()))
+    rows = _check_input(source, fields)
     scorer = load_scorer(args)
     if isinstance(scorer, Judge):
         return score_by_judge(source, rows, scorer, output, args.score_field)
@@ -58,9 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked = self_check_if_asked(args, scorer, some, scores)
     facts = {"rows": rows, **scores.truncation(scores.values), **checked}
     write_run_info(output, configuration, model=model_reference(args), **scorer.facts, **facts)
-    write_jsonl(
-        output, ({**row, args.score_field: scores.values[conversation_of(row).key]} for _, row in iter_jsonl(source))
-    )
+    write_jsonl(output, (_scored(row, args.score_field, scores) for _, row in iter_jsonl(source)))
     print(f"{rows} rows scored, {facts['answer_truncated']} conversations with part of the answer cut: {output}")
     return EXIT_DONE
 
@@ -77,6 +81,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not args.score_field.strip():
         raise InputError("--score_field: is empty")
+    if args.scorer == "ensemble" and args.score_field in ENSEMBLE_FIELDS:
+        raise InputError(f"--score_field {args.score_field}: is a field that --scorer ensemble adds besides the score")
     if args.scorer == "judge" and args.judge_mode != "pointwise":
         raise InputError("--scorer judge: add --judge_mode pointwise; a judge that compares gives no row a score")
     return args
@@ -99,13 +105,19 @@ def conversation_of(row: dict, where: str = "") -> Conversation:
     return Conversation(row["prompt"], row["response"], where)
 
 
-def _check_input(source: Path, score_field: str) -> int:
+def _scored(row: dict, score_field: str, scores: Scores) -> dict:
+    conversation = conversation_of(row)
+    return {**row, score_field: scores[conversation], **scores.details(conversation)}
+
+
+def _check_input(source: Path, fields: Sequence[str]) -> int:
     """The number of rows. Raises InputError naming line and field before anything is loaded or written."""
 
     def check(row: dict) -> None:
         conversation_of(row)
-        if score_field in row:
-            raise FieldError(score_field, "is there already; name another field with --score_field")
+        for field in fields:
+            if field in row:
+                raise FieldError(field, "is there already; name another field with --score_field")
 
     first_line: dict[str, int] = {}
     count = 0
@@ -120,6 +132,9 @@ def _check_input(source: Path, score_field: str) -> int:
 
 def score_file(source: Path, scorer: Scorer, folder: Path | None, rows_in_memory: int) -> Scores:
     """The score of every conversation of the file, of which so many rows are in memory at a time."""
+    if isinstance(scorer, EnsembleScorer):
+        # Each member is loaded once, whatever the number of rows.
+        return scorer.combine(lambda member: score_file(source, member, folder, rows_in_memory))
     rows, scores = iter_jsonl(source), Scores()
     while part := list(islice(rows, rows_in_memory)):
         conversations = [conversation_of(row, f"{source}:{number}") for number, row in part]

@@ -32,6 +32,10 @@ class Scores:
         """The scores of a pair's answers, in its order."""
         return self[pair.first], self[pair.second]
 
+    def details(self, conversation: "Conversation") -> dict:
+        """What a row of ``codes.evaluate.score`` says of its score besides the score."""
+        return {}
+
     def add(self, other: "Scores") -> None:
         self.values |= other.values
         self.prompt_cut |= other.prompt_cut

@@ -1,11 +1,11 @@
-"""The flags of the scorers that are not one reward model on this machine: `dpo`, `server` and `judge`."""
+"""How models on this machine are run, and the flags of the scorers that are not one: `dpo`, `server` and `judge`."""
 
 import argparse
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codes.common.cli import positive_float, rank_of_this_process
+from codes.common.cli import positive_float, positive_int, rank_of_this_process
 from codes.common.llm import RunOptions
 from codes.common.records import InputError
 from codes.common.server_flags import (
@@ -40,6 +40,46 @@ ONLY_WITH = {
 SERVER_APIS = ("vllm_classify", "vllm_pooling", "sglang", "tei")
 JUDGE_MODES = ("pairwise", "pointwise")
 NO_REFERENCE = "none"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """How models on this machine are loaded and run."""
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="most conversations in one forward pass")
+    parser.add_argument(
+        "--tokens_per_batch",
+        type=positive_int,
+        metavar="N",
+        help="about the most tokens in one forward pass, halved where memory does not suffice; default: 4096 on the "
+        "CPU, 32768 on a GPU",
+    )
+    parser.add_argument("--max_length", type=positive_int, default=2048, help="most tokens of one conversation")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: bf16 on CUDA, fp32 on the CPU")
+    parser.add_argument(
+        "--prefix_sharing",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="compute a question once for all its answers; auto: where it saves enough tokens; the scores are the same",
+    )
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is")
+    parser.add_argument(
+        "--device_map",
+        choices=("auto",),
+        help="auto: spread a model that is too large for one GPU over all of them",
+    )
+    parser.add_argument("--no_cache", action="store_true", help="neither use nor keep scores in score_store/")
+    parser.add_argument("--chat_template", help="file with a chat template to use instead of the tokenizer's")
+    parser.add_argument("--revision", help="commit, branch or tag of a Hub model")
+    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a Hub model brings along")
+
+
+def check_model_flags(args: argparse.Namespace) -> None:
+    """Raise InputError where ``add_model_flags``'s flags do not go together; nothing is read or loaded."""
+    if args.device_map and args.device != "auto":
+        raise InputError(f"--device_map {args.device_map} and --device {args.device} contradict each other")
+    if args.device_map and rank_of_this_process()[1] > 1:
+        raise InputError("--device_map spreads one model over all GPUs; start it without torchrun")
+    if args.chat_template and not Path(args.chat_template).is_file():
+        raise InputError(f"--chat_template: no such file: {args.chat_template}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -89,6 +129,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError(f"--{name} goes with --scorer {' or '.join(scorers)}, not with {args.scorer}")
     if args.scorer == "dpo" and not (args.model_path and args.ref_model):
         raise InputError("--scorer dpo needs --model_path and --ref_model (a model, or 'none' for no reference)")
+    if args.scorer == "ensemble" and not args.model_path:
+        raise InputError("--scorer ensemble needs --model_path: the file that `python -m codes.evaluate.ensemble` made")
     if args.scorer in ("server", "judge") and not args.model_name:
         raise InputError(f"--scorer {args.scorer} needs --model_name: the name by which the server knows its model")
     if args.scorer == "server" and args.api is None:
@@ -134,6 +176,12 @@ def load(args: argparse.Namespace) -> "Scorer":
             concurrency=args.concurrency,
             rpm=args.rpm,
             tpm=args.tpm,
+        )
+    if args.scorer == "ensemble":
+        from codes.evaluate.ensemble_scorer import EnsembleScorer
+
+        return EnsembleScorer.load(
+            Path(args.model_path), prefix_sharing=args.prefix_sharing, **local_model_options(args)
         )
     from codes.evaluate.dpo_scorer import DpoScorer
 

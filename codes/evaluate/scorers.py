@@ -11,16 +11,15 @@ import hashlib
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol
 
-from codes.common.cli import RunFailed, positive_int, random_seed, rank_of_this_process
+from codes.common.cli import RunFailed, random_seed
 from codes.common.records import InputError, Question, content_hash
 from codes.evaluate import scorer_flags
 
 # Of a scorer that needs no model; several ranks share them out.
 CONVERSATIONS_AT_A_TIME = 256
-SCORERS = ("model", "dpo", "server", "judge", "length", "random")
+SCORERS = ("model", "ensemble", "dpo", "server", "judge", "length", "random")
 
 
 @dataclass(frozen=True)
@@ -142,44 +141,21 @@ class RandomScorer(_TextScorer):
 
 def add_scorer_flags(parser: argparse.ArgumentParser) -> None:
     """The flags that every evaluation command shares."""
-    parser.add_argument("--model_path", help="reward model, or policy for dpo: a folder or a Hub name")
+    parser.add_argument(
+        "--model_path", help="reward model, or policy for dpo: a folder or a Hub name; or an ensemble's file"
+    )
     parser.add_argument(
         "--model_name",
         help="name in result files (default: the last part of --model_path, cleaned); with --scorer server and judge "
         "also the name by which the server knows its model",
     )
     parser.add_argument("--scorer", choices=SCORERS, default="model", help="what gives the scores")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="most conversations in one forward pass")
-    parser.add_argument(
-        "--tokens_per_batch",
-        type=positive_int,
-        metavar="N",
-        help="about the most tokens in one forward pass, halved where memory does not suffice; default: 4096 on the "
-        "CPU, 32768 on a GPU",
-    )
-    parser.add_argument("--max_length", type=positive_int, default=2048, help="most tokens of one conversation")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), help="default: bf16 on CUDA, fp32 on the CPU")
-    parser.add_argument(
-        "--prefix_sharing",
-        choices=("auto", "on", "off"),
-        default="auto",
-        help="compute a question once for all its answers; auto: where it saves enough tokens; the scores are the same",
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is")
-    parser.add_argument(
-        "--device_map",
-        choices=("auto",),
-        help="auto: spread a model that is too large for one GPU over all of them",
-    )
-    parser.add_argument("--no_cache", action="store_true", help="neither use nor keep scores in score_store/")
+    scorer_flags.add_model_flags(parser)
     parser.add_argument(
         "--self_check",
         action="store_true",
         help="score a sample again alone, padded on the left and without sharing; too large a difference is an error",
     )
-    parser.add_argument("--chat_template", help="file with a chat template to use instead of the tokenizer's")
-    parser.add_argument("--revision", help="commit, branch or tag of a Hub model")
-    parser.add_argument("--trust_remote_code", action="store_true", help="run the code that a Hub model brings along")
     scorer_flags.add_flags(parser)
     parser.add_argument(
         "--seed", type=random_seed, default=42, help="of the random scorer and of the bootstrap intervals"
@@ -191,20 +167,15 @@ def check_scorer_flags(args: argparse.Namespace) -> None:
     if args.scorer == "model" and not args.model_path:
         raise InputError("--model_path is needed with --scorer model")
     if args.self_check and args.scorer != "model":
-        raise InputError(f"--self_check: there is nothing to check in --scorer {args.scorer}")
-    if args.device_map and args.device != "auto":
-        raise InputError(f"--device_map {args.device_map} and --device {args.device} contradict each other")
-    if args.device_map and rank_of_this_process()[1] > 1:
-        raise InputError("--device_map spreads one model over all GPUs; start it without torchrun")
-    if args.chat_template and not Path(args.chat_template).is_file():
-        raise InputError(f"--chat_template: no such file: {args.chat_template}")
+        raise InputError(f"--self_check: there is nothing to check in --scorer {args.scorer} itself, only in a model")
+    scorer_flags.check_model_flags(args)
     scorer_flags.check_flags(args)
 
 
 def gives_logits(args: argparse.Namespace) -> bool:
     """Whether the scores are logits of a preference model, as the refinement-aware figures need.
 
-    What a policy without a reference gives is a likelihood: a sigmoid of it says nothing.
+    What a policy without a reference gives is a likelihood, and an ensemble standardises: a sigmoid says nothing there.
     """
     return args.scorer in ("model", "server") or (args.scorer == "dpo" and args.ref_model != scorer_flags.NO_REFERENCE)
 
