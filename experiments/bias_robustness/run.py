@@ -161,13 +161,15 @@ def write_training_data(arm: Arm, data: dict[str, Path], folder: Path, seed: int
 def run_arm(
     arm: Arm, backbone: str, data: dict[str, Path], folder: Path, settings: dict, reward_bench: Path | None
 ) -> dict:
-    """Train and measure one arm; what the results keep of it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    training_data = write_training_data(arm, data, folder, settings["seed"])
-    model, max_length = folder / "model", str(settings["max_length"])
-    training = ["--model_name_or_path", backbone, "--train_data_path", training_data, "--output_dir", model]
-    training += ["--eval_data_path", data["development"], "--seed", settings["seed"], "--max_length", max_length]
-    _command("codes.train.train_reward_model", *training, *settings["flags"])
+    """Train and measure one arm; what the results keep of it. A model that is trained already is only measured."""
+    model, max_length, trained = folder / "model", str(settings["max_length"]), folder / "trained.json"
+    if not trained.exists() or json.loads(trained.read_text(encoding="utf-8")) != settings:
+        shutil.rmtree(folder, ignore_errors=True)
+        training_data = write_training_data(arm, data, folder, settings["seed"])
+        training = ["--model_name_or_path", backbone, "--train_data_path", training_data, "--output_dir", model]
+        training += ["--eval_data_path", data["development"], "--seed", settings["seed"], "--max_length", max_length]
+        _command("codes.train.train_reward_model", *training, *settings["flags"])
+        write_json(trained, settings)
     evaluation = ["--model_path", model, "--output_dir", folder, "--model_name", "results", "--max_length", max_length]
     evaluation += EVALUATION
     _command("codes.evaluate.eval_rm", "all", *evaluation, "--data_dir", data["test"])
@@ -182,7 +184,6 @@ def run_arm(
         "biases": results.biases,
         "reward_bench": results.reward_bench,
         "outcomes": {bias: kept_outcomes(part) for bias, part in outcomes.items()},
-        "packages": results.packages(),
     }
 
 
@@ -192,7 +193,8 @@ def training_facts(model: Path) -> dict:
     last = {name: value for log in logs for name, value in log.items()}
     info = json.loads((model / "run_info.json").read_text(encoding="utf-8"))
     names = ("step", "groups_seen", "tokens_seen", "train_runtime", "eval_accuracy", "eval_loss", "eval_margin")
-    return {"data": info["train_data"]["counts"], **{name: last.get(name) for name in names}}
+    facts = {name: last.get(name) for name in names}
+    return {"data": info["train_data"]["counts"], **facts, "packages": info["packages"]}
 
 
 def kept_outcomes(outcomes: PairOutcomes) -> dict:
