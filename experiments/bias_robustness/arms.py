@@ -79,12 +79,15 @@ BRADLEY_TERRY = ("--training_mode", "bradley_terry")
 MARGIN = ("--training_mode", "pairwise")
 TRANSFER_BIASES = ("length", "authority", "beauty", "assertiveness", "sentiment", "concreteness")
 
+TWO_EPOCHS = ("--num_train_epochs", "2")
+BT_LONGER = (*BRADLEY_TERRY, *TWO_EPOCHS)  # about the tokens of one epoch with the biased answers
 TWICE = ",".join(f"{bias}=2" for bias in TRANSFER_BIASES)
 
 ARMS = {
     arm.name: arm
     for arm in (
         Arm("bt-original", "Bradley-Terry, original pairs", BRADLEY_TERRY, original_answers),
+        Arm("bt-original-2-epochs", "Bradley-Terry, original pairs, two epochs", BT_LONGER, original_answers),
         Arm("margin-original", "pairwise margin, original pairs", MARGIN, original_answers),
         Arm("margin-all", "pairwise margin, original and biased pairs", (*MARGIN, "--pairs", "all")),
         Arm("contrast", "contrastive", CONTRAST),
@@ -108,6 +111,7 @@ ARMS = {
             )
             for bias in TRANSFER_BIASES
         ),
+        Arm("contrast-2-epochs", "contrastive, two epochs", (*CONTRAST, *TWO_EPOCHS), group="ablation"),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
         Arm("one-biased", "one biased answer a question", CONTRAST, one_biased_answer, group="ablation"),
@@ -115,4 +119,4 @@ ARMS = {
         Arm("with-rules", "biased answers by rules, too", CONTRAST, by_rules=True, group="ablation"),
     )
 }
-BASELINES = ("bt-original", "margin-original")
+BASELINES = ("bt-original", "bt-original-2-epochs", "margin-original")
