@@ -79,6 +79,7 @@ BRADLEY_TERRY = ("--training_mode", "bradley_terry")
 MARGIN = ("--training_mode", "pairwise")
 TRANSFER_BIASES = ("length", "authority", "beauty", "assertiveness", "sentiment", "concreteness")
 
+WEIGHTED = (*CONTRAST, "--original_weight", "0.6")
 TWO_EPOCHS = ("--num_train_epochs", "2")
 BT_LONGER = (*BRADLEY_TERRY, *TWO_EPOCHS)  # about the tokens of one epoch with the biased answers
 TWICE = ",".join(f"{bias}=2" for bias in TRANSFER_BIASES)
@@ -91,7 +92,8 @@ ARMS = {
         Arm("margin-original", "pairwise margin, original pairs", MARGIN, original_answers),
         Arm("margin-all", "pairwise margin, original and biased pairs", (*MARGIN, "--pairs", "all")),
         Arm("contrast", "contrastive", CONTRAST),
-        Arm("contrast-original-0.6", "contrastive, original weighted 0.6", (*CONTRAST, "--original_weight", "0.6")),
+        Arm("contrast-original-0.6", "contrastive, original weighted 0.6", WEIGHTED),
+        Arm("contrast-original-0.6-2-epochs", "the same, two epochs", (*WEIGHTED, *TWO_EPOCHS)),
         Arm("contrast-biased-2", "contrastive, biased answers weighted 2", (*CONTRAST, "--bias_weights", TWICE)),
         Arm("contrast-rules", "contrastive on answers by rules", CONTRAST, original_answers, by_rules=True),
         Arm(
@@ -111,7 +113,6 @@ ARMS = {
             )
             for bias in TRANSFER_BIASES
         ),
-        Arm("contrast-2-epochs", "contrastive, two epochs", (*CONTRAST, *TWO_EPOCHS), group="ablation"),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
         Arm("one-biased", "one biased answer a question", CONTRAST, one_biased_answer, group="ablation"),
