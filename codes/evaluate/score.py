@@ -3,14 +3,17 @@
     python -m codes.evaluate.score --input_file answers.jsonl --output_file scored.jsonl --model_path output/my_model
 
 A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. An empty answer is
-scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. A run that was stopped goes
-on from the scores it has, which lie in score_store/ beside the output.
+scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. With --head_scores the rows
+of a model with several heads also gain `head_scores`, an object of the heads' names, and where the heads are an
+ensemble `disagreement`, their standard deviation. A run that was stopped goes on from the scores it has, which lie in
+score_store/ beside the output.
 """
 
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codes.common.cli import EXIT_DONE, command_parser, positive_int, require_files, run_main
 from codes.common.llm import Ask
@@ -33,6 +36,11 @@ from codes.evaluate.score_store import Scores
 from codes.evaluate.scorers import Conversation, Scorer, add_scorer_flags, check_scorer_flags, load_scorer
 from codes.evaluate.scoring import exit_status, score_conversations, self_check_if_asked
 
+if TYPE_CHECKING:
+    from codes.train.reward_heads import RewardHeads
+
+HEAD_FIELDS = ("head_scores", "disagreement")  # what --head_scores adds
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
@@ -43,11 +51,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output_file {output}: is the input file")
     if output.is_dir():
         raise InputError(f"--output_file {output}: is a folder")
-    rows = _check_input(source, args.score_field)
+    rows = _check_input(source, [args.score_field, *(HEAD_FIELDS if args.head_scores else ())])
     scorer = load_scorer(args)
+    if args.head_scores and scorer.heads is None:
+        raise InputError(f"--head_scores: {args.model_path} has one head, and its score is `score`")
     if isinstance(scorer, Judge):
         return score_by_judge(source, rows, scorer, output, args.score_field)
     configuration = {**scorer.identity, "data_sha256": file_sha256(source), "score_field": args.score_field}
+    if args.head_scores:
+        configuration["head_scores"] = True
     refuse_other_results([output], configuration)
 
     scores = score_file(source, scorer, None if args.no_cache else output.parent, args.rows_in_memory)
@@ -58,9 +70,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked = self_check_if_asked(args, scorer, some, scores)
     facts = {"rows": rows, **scores.truncation(scores.values), **checked}
     write_run_info(output, configuration, model=model_reference(args), **scorer.facts, **facts)
-    write_jsonl(
-        output, ({**row, args.score_field: scores.values[conversation_of(row).key]} for _, row in iter_jsonl(source))
-    )
+
+    def added(key: str) -> dict:
+        of_heads = fields_of_heads(scorer.heads, scores.heads[key]) if args.head_scores else {}
+        return {args.score_field: scores.values[key], **of_heads}
+
+    write_jsonl(output, ({**row, **added(conversation_of(row).key)} for _, row in iter_jsonl(source)))
     print(f"{rows} rows scored, {facts['answer_truncated']} conversations with part of the answer cut: {output}")
     return EXIT_DONE
 
@@ -71,6 +86,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_file", required=True, help="JSONL to write")
     parser.add_argument("--score_field", default="score", help="name of the field that is added")
     parser.add_argument(
+        "--head_scores", action="store_true", help="also add the scores of the single heads of a model with several"
+    )
+    parser.add_argument(
         "--rows_in_memory", type=positive_int, default=10_000, help="rows that are read, sorted and scored at a time"
     )
     add_scorer_flags(parser)
@@ -79,6 +97,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         raise InputError("--score_field: is empty")
     if args.scorer == "judge" and args.judge_mode != "pointwise":
         raise InputError("--scorer judge: add --judge_mode pointwise; a judge that compares gives no row a score")
+    if args.head_scores and args.scorer != "model":
+        raise InputError(f"--head_scores: goes with --scorer model, not with {args.scorer}")
+    if args.head_scores and args.score_field in HEAD_FIELDS:
+        raise InputError(f"--score_field {args.score_field}: is what --head_scores adds; choose another name")
     return args
 
 
@@ -99,13 +121,28 @@ def conversation_of(row: dict, where: str = "") -> Conversation:
     return Conversation(row["prompt"], row["response"], where)
 
 
-def _check_input(source: Path, score_field: str) -> int:
+def fields_of_heads(heads: "RewardHeads", scores: list[float]) -> dict:
+    """What a row gains by the scores of the single heads."""
+    # torch takes seconds to import, and the scorers without heads do without.
+    import torch
+
+    from codes.common.score_rules import disagreement
+
+    added: dict = {HEAD_FIELDS[0]: dict(zip(heads.names, scores, strict=True))}
+    if not heads.are_objectives:
+        added[HEAD_FIELDS[1]] = disagreement(torch.tensor(scores, dtype=torch.float64)).item()
+    return added
+
+
+def _check_input(source: Path, new_fields: Sequence[str]) -> int:
     """The number of rows. Raises InputError naming line and field before anything is loaded or written."""
 
     def check(row: dict) -> None:
         conversation_of(row)
-        if score_field in row:
-            raise FieldError(score_field, "is there already; name another field with --score_field")
+        for field in new_fields:
+            if field in row:
+                remedy = "remove it" if field in HEAD_FIELDS else "name another field with --score_field"
+                raise FieldError(field, f"is there already; {remedy}")
 
     first_line: dict[str, int] = {}
     count = 0

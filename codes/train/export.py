@@ -22,13 +22,14 @@ from codes.common.records import InputError, file_sha256
 from codes.common.run_info import run_info_path, write_run_info
 from codes.train.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from codes.train.model_card import write_model_card
+from codes.train.reward_heads import ADAPTER_HEADS
 from codes.train.reward_model import DTYPES, RewardModel
 
 logger = logging.getLogger(__name__)
 
 # What an adapter folder holds besides a run's checkpoints, logs and provenance.
 ADAPTER_FILES = (
-    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json"),
+    *(ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_HEADS, "config.json"),
     *("tokenizer*", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
 )
 

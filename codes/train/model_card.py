@@ -37,6 +37,7 @@ COUNTS = {
     "dropped_groups_without_rejected": "groups dropped, nothing rejected left",
     "conversations_with_cut_prompt": "conversations with a cut prompt",
     "conversations_with_cut_answer": "conversations with a cut answer",
+    "groups_without_rated_pair": "groups with no two answers rated differently",
 }
 
 STOCK = """```python
@@ -48,13 +49,15 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 {more}messages = [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "4."}}]
 text = tokenizer.apply_chat_template(messages, tokenize=False)
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template has the special tokens
-print(model(**inputs).logits.item())
+print(model(**inputs).logits{read})
 ```"""
 ADAPTER = """This folder holds a LoRA adapter and the reward head; with peft installed it loads onto its base model:
 
 {stock}
 
 `python -m codes.train.export FOLDER --output_dir MERGED` merges it into a whole model."""
+HEADS = """The model has {number} heads. Stock classes give a logit for each, in this order: {names}. The score is
+{rule}, which ContrastRM's `RewardModel` and commands give as it is."""
 POOLED = """The head reads the {pooling} of all tokens' hidden states, which no stock class can express for a decoder:
 they refuse this folder. With [ContrastRM](https://github.com/HuihuiChyan/ContrastRM)'s code:
 
@@ -120,12 +123,32 @@ def model_card(info: Mapping, logs: Sequence[Mapping], license_fields: Mapping[s
 
 
 def _how_to_load(model: Mapping, is_adapter: bool) -> str:
+    heads = model.get("heads")
+    told = [_loading_code(model, is_adapter, labels=len(heads["names"]) if heads else 1)]
+    if heads:
+        names = ", ".join(map(_code, heads["names"]))
+        told.append(HEADS.format(number=len(heads["names"]), names=names, rule=_rule_in_words(heads)))
+    return "\n\n".join(told)
+
+
+def _rule_in_words(heads: Mapping) -> str:
+    if heads["rule"] == "weighted":
+        return "the sum of " + ", ".join(f"{weight:g} times {_code(name)}" for name, weight in heads["weights"].items())
+    return {
+        "mean": "their mean",
+        "minimum": "the least of them",
+        "penalised": f"their mean less {heads.get('penalty', 1):g} times their variance",
+    }[heads["rule"]]
+
+
+def _loading_code(model: Mapping, is_adapter: bool, labels: int) -> str:
     if model.get("pooling", "last") != "last":
         return POOLED.format(pooling={"mean": "mean", "weighted": "position-weighted mean"}[model["pooling"]])
+    read = ".item()" if labels == 1 else "[0].tolist()"
     if is_adapter:
         more = "model.config.pad_token_id = tokenizer.pad_token_id\n"
-        return ADAPTER.format(stock=STOCK.format(options=", num_labels=1", more=more))
-    return STOCK.format(options="", more="")
+        return ADAPTER.format(stock=STOCK.format(options=f", num_labels={labels}", more=more, read=read))
+    return STOCK.format(options="", more="", read=read)
 
 
 def _data_section(name: str, data: Mapping) -> str:
