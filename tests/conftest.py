@@ -97,6 +97,23 @@ def tiny_reward_model(tmp_path_factory, tiny_model) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny_ensemble(tmp_path_factory, tiny_model) -> Path:
+    """A folder with a reward model of three heads, scaled up so that their scores are well apart."""
+    import torch
+
+    from codes.train.reward_heads import ensemble_heads
+    from codes.train.reward_model import RewardModel
+
+    torch.manual_seed(0)
+    model = RewardModel.from_pretrained(str(tiny_model), new_head=True, heads=ensemble_heads(3, "minimum"))
+    with torch.no_grad():
+        model.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "tiny-ensemble"
+    model.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def small_runs():
     """Training runs in this process go on one thread and draw no figures."""

@@ -22,7 +22,7 @@ from tests.training_runs import (
     flags,
     leave_as_if_killed,
     logs,
-    run_on_two_ranks,
+    train_on_two_ranks,
     untimed_logs,
     weights,
     write_groups,
@@ -229,16 +229,27 @@ def test_an_adapter_with_objectives_is_trained_resumed_and_merged(tiny_model, ra
 
 
 @pytest.mark.timeout(600)
-def test_two_ranks_under_zero_2_take_the_steps_that_one_process_takes(tiny_model, rated, tmp_path):
-    steady = {"adam_epsilon": 0.01, "num_train_epochs": 2}
-    train([*flags(tiny_model, rated, tmp_path / "one", per_device_train_batch_size=6, **steady), *OBJECTIVES])
-    zero_2 = {"per_device_train_batch_size": 3, "deepspeed": "configs/ds_z2_config.json"}
-    done = run_on_two_ranks(*flags(tiny_model, rated, tmp_path / "two", **zero_2, **steady), *OBJECTIVES)
+def test_two_ranks_under_zero_2_and_3_take_the_steps_that_one_process_takes(tiny_model, rated, data, tmp_path):
+    """Objectives under ZeRO-2 from a language model, an ensemble under ZeRO-3 from a model that has its heads."""
+    train(flags(tiny_model, data, tmp_path / "three", max_steps=1, heads=3))
+
+    def runs(size: int, *stages: str) -> list[list[str]]:
+        steady = {"adam_epsilon": 0.01, "num_train_epochs": 2, "per_device_train_batch_size": size}
+        return [
+            [*flags(tiny_model, rated, tmp_path / f"objectives-{size}", deepspeed=stages[0], **steady), *OBJECTIVES],
+            flags(tmp_path / "three", data, tmp_path / f"heads-{size}", heads=3, deepspeed=stages[1], **steady),
+        ]
+
+    for alone in runs(6, None, None):
+        train(alone)
+    done = train_on_two_ranks(*runs(3, "configs/ds_z2_config.json", "configs/ds_z3_config.json"))
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("loss", "margin", "reward_mean", "accuracy"):
-        assert column(tmp_path / "two", name) == pytest.approx(column(tmp_path / "one", name), rel=1e-3, abs=1e-6), name
-    model = RewardModel.from_pretrained(str(tmp_path / "two"))
-    assert model.heads.names == ("helpful", "safe")
+    for run in ("objectives", "heads"):
+        one, two = tmp_path / f"{run}-6", tmp_path / f"{run}-3"
+        for name in ("loss", "margin", "reward_mean", "accuracy"):
+            assert column(two, name) == pytest.approx(column(one, name), rel=1e-3, abs=1e-6), (run, name)
+        assert RewardModel.from_pretrained(str(two)).heads == RewardModel.from_pretrained(str(one)).heads
+        assert all(torch.allclose(tensor, weights(one)[name], atol=1e-5) for name, tensor in weights(two).items())
 
 
 # --- What is refused ---------------------------------------------------------------------------------------------
