@@ -221,3 +221,39 @@ def test_an_adapter_with_heads_scores_alike_when_saved_reloaded_and_merged(
     torch.testing.assert_close(scores(merged), scores(model), atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match="has other heads than those asked for"):
         RewardModel.from_pretrained(str(tmp_path / "adapter"), heads=ONE_HEAD)
+
+
+# --- Made one ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3", "Bert"])
+@pytest.mark.parametrize("heads", [OBJECTIVES, ensemble_heads(3)], ids=rule_of)
+def test_heads_that_are_added_up_can_be_exported_as_one_stock_head_of_the_same_scores(
+    folders, architecture, heads, tmp_path
+):
+    model = loaded(folders(architecture), heads)
+    model.save_pretrained(tmp_path / "several")
+    export(str(tmp_path / "several"), tmp_path / "one", merge_heads=True)
+    torch.testing.assert_close(stock_logits(tmp_path / "one")[:, 0], scores(model), atol=1e-5, rtol=1e-5)
+    one = RewardModel.from_pretrained(str(tmp_path / "one")).eval()
+    assert one.heads == ONE_HEAD
+    torch.testing.assert_close(scores(one), scores(model), atol=1e-5, rtol=1e-5)
+    config = json.loads((tmp_path / "one/config.json").read_text())
+    assert "reward_heads" not in config
+    assert "helpful" not in str(config)
+
+
+@pytest.mark.parametrize("rule", ["minimum", "penalised"])
+def test_a_rule_that_is_no_sum_cannot_be_made_one_head_and_nothing_is_written(tiny_model, tmp_path, rule):
+    loaded(str(tiny_model), ensemble_heads(3, rule)).save_pretrained(tmp_path / "several")
+    with pytest.raises(InputError, match=f"--merge_heads: the rule {rule} is no sum over heads"):
+        export(str(tmp_path / "several"), tmp_path / "one", merge_heads=True)
+    assert not (tmp_path / "one").exists()
+
+
+def test_heads_are_merged_only_where_there_are_several_and_the_model_is_whole(tiny_reward_model, tmp_path):
+    with pytest.raises(InputError, match=r"--merge_heads: .* has one head"):
+        export(str(tiny_reward_model), tmp_path / "one", merge_heads=True)
+    with pytest.raises(InputError, match="--merge_heads: needs a whole model"):
+        export(str(tiny_reward_model), tmp_path / "one", merge=False, merge_heads=True)
+    assert not (tmp_path / "one").exists()

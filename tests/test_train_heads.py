@@ -106,7 +106,7 @@ def test_an_ensemble_is_saved_with_its_rule_and_its_metrics_are_those_of_the_com
     assert log["reward_mean"] == pytest.approx(scores.mean().item(), rel=1e-4)
     assert log["reward_std"] == pytest.approx(scores.std(correction=0).item(), rel=1e-3)
     card = (tmp_path / "out/README.md").read_text()
-    assert "The score is\ntheir mean less 0.5 times their variance" in card
+    assert "The score is\ntheir mean less 0.5 times their variance;" in card
     assert "logits[0].tolist()" in card
     info = json.loads((tmp_path / "out/run_info.json").read_text())
     assert info["model"]["heads"] == info["configuration"]["reward_heads"]
@@ -225,7 +225,14 @@ def test_an_adapter_with_objectives_is_trained_resumed_and_merged(tiny_model, ra
     assert torch.equal(*scores)
     torch.testing.assert_close(head_scores(merged, record), scores[0], atol=1e-6, rtol=1e-5)
     assert merged.heads.weights == {"helpful": 1.0, "safe": 2.0}
-    assert "num_labels=2" in (tmp_path / "out/README.md").read_text()
+    card = (tmp_path / "out/README.md").read_text()
+    assert "num_labels=2" in card
+    assert "the reward heads `helpful`, `safe`" in card
+    assert "1 x `helpful` + 2 x `safe`" in card
+    export(str(tmp_path / "out"), tmp_path / "one", merge_heads=True)
+    assert "reward heads" not in (tmp_path / "one/README.md").read_text()
+    one = RewardModel.from_pretrained(str(tmp_path / "one")).eval()
+    torch.testing.assert_close(head_scores(one, record)[:, 0], scores[0] @ torch.tensor([1.0, 2.0]))
 
 
 @pytest.mark.timeout(600)

@@ -56,8 +56,8 @@ ADAPTER = """This folder holds a LoRA adapter and the reward head; with peft ins
 {stock}
 
 `python -m codes.train.export FOLDER --output_dir MERGED` merges it into a whole model."""
-HEADS = """The model has {number} heads. Stock classes give a logit for each, in this order: {names}. The score is
-{rule}, which ContrastRM's `RewardModel` and commands give as it is."""
+HEADS = """The labels are the reward heads {names}: stock classes give a logit for each, in this order. The score is
+{rule}; ContrastRM's commands combine them so."""
 POOLED = """The head reads the {pooling} of all tokens' hidden states, which no stock class can express for a decoder:
 they refuse this folder. With [ContrastRM](https://github.com/HuihuiChyan/ContrastRM)'s code:
 
@@ -127,13 +127,13 @@ def _how_to_load(model: Mapping, is_adapter: bool) -> str:
     told = [_loading_code(model, is_adapter, labels=len(heads["names"]) if heads else 1)]
     if heads:
         names = ", ".join(map(_code, heads["names"]))
-        told.append(HEADS.format(number=len(heads["names"]), names=names, rule=_rule_in_words(heads)))
+        told.append(HEADS.format(names=names, rule=_rule_in_words(heads)))
     return "\n\n".join(told)
 
 
 def _rule_in_words(heads: Mapping) -> str:
     if heads["rule"] == "weighted":
-        return "the sum of " + ", ".join(f"{weight:g} times {_code(name)}" for name, weight in heads["weights"].items())
+        return " + ".join(f"{weight:g} x {_code(name)}" for name, weight in heads["weights"].items())
     return {
         "mean": "their mean",
         "minimum": "the least of them",
@@ -206,10 +206,13 @@ def _looks_local(model: str) -> bool:
     return is_local(model)
 
 
-def write_model_card(run: Path, folder: Path | None = None, *, step: int | None = None) -> None:
+def write_model_card(
+    run: Path, folder: Path | None = None, *, step: int | None = None, heads_merged: bool = False
+) -> None:
     """Write the card of the run in ``run`` into ``folder``, by default the run's own; someone else's card stays.
 
-    ``step``: the one whose weights the folder holds; what was logged later is not theirs.
+    ``step``: the one whose weights the folder holds; what was logged later is not theirs. ``heads_merged``: the folder
+    has one head in the place of those that were trained.
     """
     folder = folder or run
     path = folder / CARD_FILE
@@ -217,6 +220,8 @@ def write_model_card(run: Path, folder: Path | None = None, *, step: int | None 
         logger.warning("%s is no card of ours, and stays as it is", path)
         return
     info = json.loads(run_info_path(run).read_text(encoding="utf-8"))
+    if heads_merged:
+        info["model"].pop("heads", None)
     metrics = run / METRICS_FILE
     logs = [log for log in (read_metrics(metrics) if metrics.exists() else []) if step is None or log["step"] <= step]
     configuration = info["configuration"]

@@ -59,8 +59,15 @@ class RewardHeads:
         """float32 [..., heads] -> [...]."""
         if not self.are_objectives:
             return combined(scores, self.rule, self.penalty)
-        weights = [self.weights[name] for name in self.names]
-        return (scores * torch.tensor(weights, dtype=scores.dtype, device=scores.device)).sum(-1)
+        return (scores * self.sum_weights().to(scores.device)).sum(-1)
+
+    def sum_weights(self) -> Tensor:
+        """The weights of the sum that the combined score is: float32 [heads]. Raises InputError where it is none."""
+        if self.are_objectives:
+            return torch.tensor([self.weights[name] for name in self.names], dtype=torch.float32)
+        if self.rule != "mean":
+            raise InputError(f"--merge_heads: the rule {self.rule} is no sum over heads, so no one head can express it")
+        return torch.full((len(self.names),), 1 / len(self.names))
 
     def as_field(self) -> dict:
         """What config.json says of them besides their names."""

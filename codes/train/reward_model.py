@@ -264,6 +264,20 @@ class RewardModel(nn.Module):
         self.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         self.layout = replace(self.layout, pad_id=self.pad_id)
 
+    def merge_heads(self) -> None:
+        """Put one head in the place of several whose scores are added up; the score stays the same, up to rounding.
+
+        Raises InputError where they are combined in another way.
+        """
+        weights = self.heads.sum_weights()
+        [head] = [layer for layer in self.model.modules() if isinstance(layer, Float32Linear)]
+        for name, parameter in list(head.named_parameters()):
+            merged = torch.tensordot(weights, parameter.data.float(), dims=1).unsqueeze(0).to(parameter.dtype)
+            setattr(head, name, nn.Parameter(merged))
+        head.out_features = self.model.num_labels = 1
+        self.heads = ONE_HEAD
+        self.heads.describe_in(self.config)
+
     def save_pretrained(self, folder: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save a stock folder: weights, config, tokenizer and the chat template that carries the special tokens.
 
