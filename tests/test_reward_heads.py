@@ -92,6 +92,8 @@ LABELS = {"0": "helpful", "1": "safe"}
         ({"rule": "weighted", "weights": {"helpful": 1, "safe": "2"}}, LABELS, "are not a number for each"),
         ({"rule": "mean"}, {"0": "a", "1": "a"}, "do not name a head each"),
         ({"rule": "mean"}, {"0": "a", "1": 3}, "do not name a head each"),
+        ({"rule": "mean"}, {"0": "a", "1": "b\nc"}, "do not name a head each"),
+        ({"rule": "penalised", "penalty": 10**400}, LABELS, "the penalty 1000"),
         ({"rule": "mean"}, {"0": "a", "x": "b"}, "invalid literal"),
         ({"rule": "mean"}, ["a"], "dictionary"),
         ({"rule": "mean"}, None, "do not name a head each"),
@@ -221,6 +223,24 @@ def test_an_adapter_with_heads_scores_alike_when_saved_reloaded_and_merged(
     torch.testing.assert_close(scores(merged), scores(model), atol=1e-5, rtol=1e-5)
     with pytest.raises(InputError, match="has other heads than those asked for"):
         RewardModel.from_pretrained(str(tmp_path / "adapter"), heads=ONE_HEAD)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("[1]", "is no JSON object"),
+        ("{", "is no JSON object"),
+        ('{"reward_heads": 3}', "field 'reward_heads': 3 is no"),
+    ],
+)
+def test_a_broken_file_of_an_adapters_heads_is_named(tiny_model, tmp_path, content, problem):
+    model = RewardModel.from_pretrained(str(tiny_model), new_head=True, heads=OBJECTIVES)
+    model.add_adapter(LoraSettings(rank=2), base=str(tiny_model))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "reward_heads.json").write_text(content)
+    with pytest.raises(InputError, match=r"reward_heads\.json: ") as error:
+        RewardModel.from_pretrained(str(tmp_path))
+    assert problem in str(error.value)
 
 
 # --- Made one ----------------------------------------------------------------------------------------------------

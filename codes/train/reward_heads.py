@@ -14,7 +14,7 @@ whole model.
 """
 
 import json
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,9 +108,10 @@ def heads_of_adapter(model_path: str, revision: str | None = None) -> RewardHead
     except OSError:
         return None
     try:
-        return heads_in(json.loads(Path(path).read_text(encoding="utf-8")), path)
-    except (ValueError, AttributeError) as error:
+        fields = dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path}: is no JSON object: {first_line(error)}") from None
+    return heads_in(fields, path)
 
 
 def heads_in(config: Mapping, where: str) -> RewardHeads | None:
@@ -133,7 +134,7 @@ def _read(fields: object, names: list[object]) -> RewardHeads:
     rule, penalty, weights = fields.get("rule"), fields.get("penalty", 1.0), fields.get("weights")
     if rule not in (*RULES, WEIGHTED):
         raise ValueError(f"unknown rule {rule!r}; known are {', '.join((*RULES, WEIGHTED))}")
-    if not names or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+    if not names or not all(map(is_head_name, names)) or len(set(names)) < len(names):
         raise ValueError(f"the labels {names} do not name a head each")
     if not _is_number(penalty) or penalty < 0:
         raise ValueError(f"the penalty {penalty!r} is not a number of at least 0")
@@ -144,5 +145,10 @@ def _read(fields: object, names: list[object]) -> RewardHeads:
     return RewardHeads(tuple(names), rule, weights=weights)
 
 
+def is_head_name(name: object) -> bool:
+    """Whether it can be told in one line and be found in ``NAME=WEIGHT,NAME=WEIGHT``."""
+    return isinstance(name, str) and name.isprintable() and name == name.strip() != "" and not set(name) & set("=,")
+
+
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

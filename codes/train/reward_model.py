@@ -2,9 +2,9 @@
 
 ``RewardModel`` wraps what ``AutoModelForSequenceClassification`` loads. Decoders are read at the last attended token,
 found from the attention mask and never from the pad id; encoders keep their class's own pooling. The head is computed
-in float32 whatever the precision of the body. The saved folder is a stock one. Several heads (``reward_heads``) give
-one score, too: how theirs are combined is part of the model. Decoders can share prompts between the
-answers of a group (``codes.common.prefix_sharing``), which changes the time but not the scores.
+in float32 whatever the precision of the body. Several heads (``reward_heads``) give one score, too: how theirs are
+combined is part of the model. The saved folder is a stock one. Decoders can share prompts between the answers of a
+group (``codes.common.prefix_sharing``), which changes the time but not the scores.
 """
 
 import inspect

@@ -9,7 +9,7 @@ from codes.common.cli import require_files
 from codes.common.records import InputError
 from codes.train.adapters import LoraSettings, require_peft, require_quantization
 from codes.train.losses import ORIGINAL
-from codes.train.reward_heads import ONE_HEAD, WEIGHTED, RewardHeads, ensemble_heads
+from codes.train.reward_heads import ONE_HEAD, WEIGHTED, RewardHeads, ensemble_heads, is_head_name
 from codes.train.training_data import OTHER_PROMPT, EncodingSettings, WeightedFile, weighted_file
 
 TEMPERATURE_LEARNING_RATE = 1e-3
@@ -311,7 +311,7 @@ def _check_head_settings(settings: RewardSettings) -> None:
 def _check_objectives(settings: RewardSettings) -> None:
     names = settings.objectives
     for name in names:
-        if not name or name != name.strip() or set(name) & set("=,"):
+        if not is_head_name(name):
             raise InputError(f"--objectives: {name!r} is no name: empty, with spaces around it, or with '=' or ','")
         if names.count(name) > 1:
             raise InputError(f"--objectives: {name!r} is named twice")
