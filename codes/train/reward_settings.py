@@ -312,7 +312,7 @@ def _check_objectives(settings: RewardSettings) -> None:
     names = settings.objectives
     for name in names:
         if not is_head_name(name):
-            raise InputError(f"--objectives: {name!r} is no name: empty, with spaces around it, or with '=' or ','")
+            raise InputError(f"--objectives: {name!r} is no name: empty, spaces around it, '=', ',' or unprintable")
         if names.count(name) > 1:
             raise InputError(f"--objectives: {name!r} is named twice")
     weights = parse_weights("--objective_weights", settings.objective_weights)
