@@ -22,6 +22,16 @@ TEXTS = [
     "水在标准大气压下的沸点是一百摄氏度。",
 ] * 5
 
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+DECODERS = {
+    "Qwen3": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
+    "Llama": SIZE | {"num_key_value_heads": 2},
+    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
+    "GPTNeoX": SIZE,
+    "Gemma2": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
+}
+ENCODERS = {"Bert": SIZE, "ModernBert": SIZE}
+
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory) -> Path:
@@ -30,6 +40,43 @@ def tiny_model(tmp_path_factory) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "tiny"
     make_tiny_model(folder, TEXTS, vocab_size=400, hidden_size=32, layers=2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory, tiny_model):
+    """Folders with tiny random language models of each architecture, all with the tiny model's tokenizer."""
+    import torch
+    import transformers
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    made = {}
+
+    def folder(architecture: str, **token_changes):
+        key = (architecture, tuple(token_changes.items()))
+        if key not in made:
+            path = tmp_path_factory.mktemp(architecture)
+            config_class = getattr(transformers, f"{architecture}Config")
+            pads = {f"{name}_token_id": 0 for name in ("pad", "bos", "cls", "sep", "eos")}
+            config = config_class(
+                **(DECODERS | ENCODERS)[architecture], vocab_size=len(tokenizer), max_position_embeddings=256, **pads
+            )
+            config._attn_implementation = "eager"
+            torch.manual_seed(1)
+            suffix = (
+                "ForMaskedLM"
+                if architecture in ENCODERS
+                else ("LMHeadModel" if architecture == "GPT2" else "ForCausalLM")
+            )
+            getattr(transformers, architecture + suffix)(config).save_pretrained(path)
+            changed = AutoTokenizer.from_pretrained(tiny_model)
+            for name, value in token_changes.items():
+                setattr(changed, name, value)
+            changed.save_pretrained(path)
+            made[key] = path
+        return str(made[key])
+
     return folder
 
 
@@ -65,6 +112,23 @@ def tiny_members(tmp_path_factory, tiny_reward_model) -> list[Path]:
             model.model.score.weight.normal_(std=0.3 * 10.0 ** (seed - 2))
         model.save_pretrained(folder)
     return folders
+
+
+@pytest.fixture(scope="session")
+def tiny_ensemble(tmp_path_factory, tiny_model) -> Path:
+    """A folder with a reward model of three heads, scaled up so that their scores are well apart."""
+    import torch
+
+    from codes.train.reward_heads import ensemble_heads
+    from codes.train.reward_model import RewardModel
+
+    torch.manual_seed(0)
+    model = RewardModel.from_pretrained(str(tiny_model), new_head=True, heads=ensemble_heads(3, "minimum"))
+    with torch.no_grad():
+        model.model.score.weight.mul_(20)
+    folder = tmp_path_factory.mktemp("models") / "tiny-ensemble"
+    model.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")

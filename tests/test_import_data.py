@@ -12,7 +12,7 @@ import pytest
 from pyarrow import parquet
 
 from codes.common import sources
-from codes.common.records import InputError, iter_train_records, read_jsonl
+from codes.common.records import FieldError, InputError, iter_train_records, read_jsonl
 from codes.construct import import_data, import_formats
 from codes.construct.import_bias_pairs import is_held_out
 
@@ -124,6 +124,7 @@ def test_answers_equal_to_chosen_go_with_what_is_aligned_to_them():
         "bias_type": ["length", "beauty", "gender"],
         "provenance": [1, 2, 3, 4],
         "verdicts": [[1], [2], [3], [4]],
+        "rewards": {"safe": [9, 1, None, 3, 4]},
     }
     counts = Counter()
     assert import_formats.train_record(record, "preference", counts) == {
@@ -133,8 +134,15 @@ def test_answers_equal_to_chosen_go_with_what_is_aligned_to_them():
         "bias_type": ["original", "gender"],
         "provenance": [1, 4],
         "verdicts": [[1], [4]],
+        "rewards": {"safe": [9, 1, 4]},
     }
     assert counts == {"answers dropped: equal to chosen": 1, "answers dropped: empty": 1}
+
+
+def test_rewards_of_another_shape_are_named_before_an_answer_is_left_out():
+    record = {"question": "q", "chosen": "a", "rejected": ["b", "a"], "rewards": {"safe": [1, 2]}}
+    with pytest.raises(FieldError, match=r"field 'rewards\.safe': 2 ratings for the chosen and 2 rejected answers"):
+        import_formats.train_record(record, "preference", Counter())
 
 
 def test_what_makes_no_group_is_dropped_and_counted(tmp_path):

@@ -6,7 +6,15 @@ import resource
 import pytest
 
 from codes.common import records
-from codes.common.records import AppendOnlyFile, InputError, iter_jsonl, iter_train_records, read_jsonl, write_jsonl
+from codes.common.records import (
+    AppendOnlyFile,
+    InputError,
+    iter_jsonl,
+    iter_train_records,
+    read_jsonl,
+    rewards_of,
+    write_jsonl,
+)
 
 TRAIN = {"question": "q", "chosen": "good", "rejected": ["bad"]}
 PAIR = {
@@ -41,6 +49,19 @@ def write_lines(path, *lines):
         (TRAIN | {"rejected": ["bad", 7]}, "field 'rejected[1]': expected a string, found a number"),
         (TRAIN | {"bias_type": ["length", "beauty"]}, "field 'bias_type': 2 entries for 1 rejected answers"),
         (TRAIN | {"verify_correctness": "YES"}, "field 'verify_correctness': 'YES' is not one of"),
+        (TRAIN | {"rewards": [1, 2]}, "field 'rewards': expected an object, found a list"),
+        (TRAIN | {"rewards": None}, "field 'rewards': expected an object, found null"),
+        (TRAIN | {"rewards": {" ": [1, 2]}}, "field 'rewards': the name of an objective is empty"),
+        (TRAIN | {"rewards": {"safe": 3}}, "field 'rewards.safe': expected a list, found a number"),
+        (TRAIN | {"rewards": {"safe": [1]}}, "field 'rewards.safe': 1 ratings for the chosen and 1 rejected answers"),
+        (TRAIN | {"rewards": {"safe": [1, 2, 3]}}, "field 'rewards.safe': 3 ratings for the chosen and 1 rejected"),
+        (TRAIN | {"rewards": {"safe": [1, "2"]}}, "field 'rewards.safe[1]': expected a number or null, found a string"),
+        (
+            TRAIN | {"rewards": {"safe": [True, 2]}},
+            "field 'rewards.safe[0]': expected a number or null, found a boolean",
+        ),
+        (TRAIN | {"rewards": {"safe": [1, 10**400]}}, "field 'rewards.safe[1]': is too large a number"),
+        (b'{"rewards": {"safe": [NaN, 1]}}', "field 'rewards.safe[0]': nan is not a finite number"),
         (b'{"question": "q", ', "invalid JSON at column"),
         (b'["question"]', "expected a JSON object, found a list"),
         (b'{"question": "\xff"}', "invalid UTF-8 at byte 15"),
@@ -61,6 +82,18 @@ def test_a_bad_train_line_is_named_by_file_line_and_field(tmp_path, bad, names):
     assert message.startswith(f"{path}:2: ")
     assert names in message
     assert "\n" not in message
+
+
+def test_rewards_are_numbers_or_null_of_any_objectives(tmp_path):
+    rewards = {"helpfulness": [4, 2.5], "安全": [None, -1], "unrated": [None, None]}
+    path = write_lines(tmp_path / "train.jsonl", TRAIN | {"rewards": rewards}, TRAIN | {"rewards": {}, "chosen": "x"})
+    assert [record["rewards"] for record in iter_train_records(path)] == [rewards, {}]
+
+
+def test_rewards_follow_the_answers_that_stay_and_new_answers_have_none():
+    record = TRAIN | {"rejected": ["b", "c", "d"], "rewards": {"safe": [1, 2, 3, 4], "kind": [None, 5, 6, 7]}}
+    assert rewards_of(record, [2, None, 0]) == {"rewards": {"safe": [1, 4, None, 2], "kind": [None, 7, None, 5]}}
+    assert rewards_of(TRAIN, [0, None]) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n \n"])

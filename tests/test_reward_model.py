@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from codes.common.conversation import encode_group, load_tokenizer, pad_batch
@@ -14,52 +13,10 @@ from codes.common.records import InputError
 from codes.train.adapters import LoraSettings
 from codes.train.export import export
 from codes.train.reward_model import PAD_TOKEN, RewardModel, last_attended, padded_on_the_right
+from tests.conftest import DECODERS, ENCODERS
 
 QUESTION = "What is the capital of France?"
 ANSWERS = ["Paris.", "I think the answer is probably Paris, because the Seine runs through it.", "42", "def add(a, b):"]
-
-SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
-DECODERS = {
-    "Qwen3": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
-    "Llama": SIZE | {"num_key_value_heads": 2},
-    "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256},
-    "GPTNeoX": SIZE,
-    "Gemma2": SIZE | {"num_key_value_heads": 2, "head_dim": 8},
-}
-ENCODERS = {"Bert": SIZE, "ModernBert": SIZE}
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tiny_model):
-    """Folders with tiny random language models of each architecture, all with the tiny model's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    made = {}
-
-    def folder(architecture: str, **token_changes):
-        key = (architecture, tuple(token_changes.items()))
-        if key not in made:
-            path = tmp_path_factory.mktemp(architecture)
-            config_class = getattr(transformers, f"{architecture}Config")
-            pads = {f"{name}_token_id": 0 for name in ("pad", "bos", "cls", "sep", "eos")}
-            config = config_class(
-                **(DECODERS | ENCODERS)[architecture], vocab_size=len(tokenizer), max_position_embeddings=256, **pads
-            )
-            config._attn_implementation = "eager"
-            torch.manual_seed(1)
-            suffix = (
-                "ForMaskedLM"
-                if architecture in ENCODERS
-                else ("LMHeadModel" if architecture == "GPT2" else "ForCausalLM")
-            )
-            getattr(transformers, architecture + suffix)(config).save_pretrained(path)
-            changed = AutoTokenizer.from_pretrained(tiny_model)
-            for name, value in token_changes.items():
-                setattr(changed, name, value)
-            changed.save_pretrained(path)
-            made[key] = path
-        return str(made[key])
-
-    return folder
 
 
 def load_scaled(folder: str) -> RewardModel:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -11,6 +12,8 @@ import pytest
 
 from codes.common.records import InputError
 from codes.evaluate import score
+from codes.train.reward_heads import RewardHeads
+from codes.train.reward_model import RewardModel
 from tests.conftest import ROOT
 
 ROWS = [
@@ -63,6 +66,49 @@ def test_scores_do_not_depend_on_batches_or_on_how_many_rows_are_in_memory(run_s
 
 def test_the_length_scorer_needs_no_model(run_score):
     assert [row["score"] for row in run_score(ROWS[:3], scorer=("--scorer", "length"))] == [2.0, 2.0, 6.0]
+
+
+def test_heads_of_a_model_add_their_scores_and_disagreement_where_asked_for_and_change_nothing_else(
+    run_score, tiny_ensemble, tmp_path, monkeypatch
+):
+    scorer = ("--model_path", str(tiny_ensemble), "--device", "cpu")
+    plain = run_score(ROWS, output="a/out.jsonl", scorer=scorer)
+    monkeypatch.setattr("codes.evaluate.model_scorer.ModelScorer.score", None)  # what is stored suffices
+    (tmp_path / "a/out.jsonl").unlink()
+    with_heads = run_score(ROWS, "--head_scores", output="a/out.jsonl", scorer=scorer)
+    for before, row in zip(plain, with_heads):
+        heads, spread = row.pop("head_scores"), row.pop("disagreement")
+        assert row == before
+        assert list(heads) == ["head_1", "head_2", "head_3"]
+        assert row["score"] == min(heads.values())
+        assert spread == pytest.approx(statistics.pstdev(heads.values()))
+    with pytest.raises(InputError, match=r"another configuration.*head_scores"):
+        run_score(ROWS, output="a/out.jsonl", scorer=scorer)
+
+
+def test_heads_of_objectives_have_no_disagreement(run_score, tiny_model, tmp_path):
+    heads = RewardHeads(("helpful", "safe"), "weighted", weights={"helpful": 1.0, "safe": -2.0})
+    RewardModel.from_pretrained(str(tiny_model), new_head=True, heads=heads).save_pretrained(tmp_path / "m")
+    scorer = ("--model_path", str(tmp_path / "m"), "--device", "cpu", "--self_check")
+    for row in run_score(ROWS, "--head_scores", scorer=scorer):
+        assert "disagreement" not in row
+        assert row["score"] == pytest.approx(row["head_scores"]["helpful"] - 2 * row["head_scores"]["safe"], abs=1e-6)
+    assert json.loads((tmp_path / "out.jsonl.run_info.json").read_text())["heads"]["weights"] == heads.weights
+
+
+def test_head_scores_are_refused_where_there_are_none_or_their_field_is_taken(run_score, tiny_ensemble, tmp_path):
+    scorer = ("--model_path", str(tiny_ensemble), "--device", "cpu")
+    for row, more, scored_by, problem in (
+        (ROWS[0], [], None, "tiny-reward has one head"),
+        (ROWS[0], [], ("--scorer", "length"), "goes with --scorer model, not with length"),
+        ({**ROWS[0], "head_scores": 1}, [], scorer, r"in\.jsonl:1: field 'head_scores': is there already; remove it"),
+        ({**ROWS[0], "disagreement": 1}, [], scorer, r"in\.jsonl:1: field 'disagreement': is there already; remove it"),
+        (ROWS[0], ["--score_field", "head_scores"], scorer, "--score_field head_scores: is a field that is added"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            run_score([row], "--head_scores", *more, scorer=scored_by)
+        assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+    run_score([{**ROWS[0], "head_scores": 1}])  # a field like any other to who does not ask for them
 
 
 def test_an_empty_answer_is_scored(run_score):

@@ -11,7 +11,7 @@ NAN, INF = float("nan"), float("inf")
 def batch(scores: list[float], losses: list[float], indices: list[int], sizes: list[int]):
     characters = [tuple(range(size)) for size in sizes]
     types = [("original",) * (size - 1) for size in sizes]
-    groups = BatchGroups(indices, torch.tensor(sizes), characters, types)
+    groups = BatchGroups(indices, torch.tensor(sizes), characters, types, torch.empty(0))
     return groups, torch.tensor(scores), torch.tensor(losses)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -223,7 +224,55 @@ def test_ranks_that_do_not_know_the_same_scores_are_told_so():
         _of_all_ranks(Scores({"a": 1.0}), ["a"], RanksWithTwoStores(0, 2))
 
 
+class RanksInThreads(Ranks):
+    """Ranks of this process, each in a thread of its own."""
+
+    def __init__(self, rank, tensors, barrier):
+        super().__init__(rank, len(tensors))
+        self.tensors, self.barrier = tensors, barrier
+
+    def sum(self, tensor):
+        self.tensors[self.rank] = tensor.clone()
+        self.barrier.wait()
+        total = sum(self.tensors)
+        self.barrier.wait()
+        tensor.copy_(total)
+
+
+def test_each_rank_gets_the_scores_of_all_to_the_last_bit_and_those_of_their_heads():
+    of_all = Scores(
+        {"a": 0.1, "b": -3e-300, "c": 7.0}, {"b"}, {"c"}, {"a": [0.1, 2.0], "b": [1e300, -0.0], "c": [7, 8]}
+    )
+    for whole in (of_all, Scores(of_all.values, of_all.prompt_cut, of_all.answer_cut)):
+        tensors, barrier = [None] * 3, threading.Barrier(3)
+        parts = [whole.only(["b"]), whole.only(["c", "a"]), Scores()]
+
+        def gathered(rank, parts=parts, tensors=tensors, barrier=barrier):
+            return _of_all_ranks(parts[rank], ["a", "b", "c"], RanksInThreads(rank, tensors, barrier))
+
+        with ThreadPoolExecutor(3) as threads:
+            assert list(threads.map(gathered, range(3))) == [whole] * 3
+
+
 # --- The store ---------------------------------------------------------------------------------------------------
+
+
+def test_the_store_keeps_the_scores_of_heads_and_reads_back_what_it_was_given(tmp_path):
+    first = Scores({"a": 1.0, "b": 2.0}, {"a"}, set(), {"a": [1.0, 3.0], "b": [2.0, 4.0]})
+    with ScoreStore(tmp_path, {"m": 1}) as store:
+        store.add(first)
+        store.add(Scores({"c": 5.0}, heads={"c": [5.0, 6.0]}))
+    with ScoreStore(tmp_path, {"m": 1}) as store:
+        assert store.known.only(["a", "b"]) == first
+        assert store.known.heads["c"] == [5.0, 6.0]
+
+
+@pytest.mark.parametrize("rows", [[[1.0]], [[1.0], 2.0], [[1.0], [2.0, 3.0]], [[], []], [[1.0], [None]], "ab", [1, 2]])
+def test_head_scores_of_another_shape_are_named_with_the_line_of_the_store(tmp_path, rows):
+    with ScoreStore(tmp_path, {"m": 1}) as store:
+        store._file.append({"conversations": ["a", "b"], "scores": [1.0, 2.0], "head_scores": rows})
+    with pytest.raises(InputError, match=r"\.jsonl:2: field 'head_scores': expected a number a head each"):
+        ScoreStore(tmp_path, {"m": 1})
 
 
 def test_the_length_rule_gives_the_known_answers_from_the_store(shared_data, tmp_path, monkeypatch):

@@ -2,14 +2,17 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from codes.common.conversation import load_tokenizer
+from codes.common.prefix_sharing import BatchLayout
 from codes.common.records import InputError
 from codes.train import tokenized_data
-from codes.train.batches import GroupDataset
+from codes.train.batches import GroupCollator, GroupDataset
 from codes.train.tokenized_data import tokenized_file
 from codes.train.training_data import (
     OTHER_PROMPT,
@@ -165,6 +168,47 @@ def test_in_batch_negatives_are_groups_answers_but_not_counted_among_the_datas_b
     assert counts.rejected_by_bias_type == {"original": 2}
 
 
+# --- Ratings by objective ----------------------------------------------------------------------------------------
+
+RATED = record(
+    rejected=["It is 41.", "It is 42.", "It is 40."],
+    rewards={"safe": [1, 2, 9, 2.5], "helpful": [None, 3, 9, 1e300], "unread": [1, 2, 3, 4]},
+)
+
+
+def test_ratings_stay_with_their_answers_when_one_between_is_dropped(tokenized):
+    groups, counts = tokenized(RATED, record(rejected=["No."]), objectives=("helpful", "safe"))
+    assert groups[0].ratings == ((None, 1.0), (3.0, 2.0), (1e300, 2.5))
+    assert groups[1].ratings == ((None, None), (None, None))
+    assert (counts.dropped_answers_equal_to_chosen, counts.groups_without_rated_pair) == (1, 1)
+    assert counts.rated_pairs == {"helpful": 1, "safe": 3}
+
+
+def test_ratings_that_tie_make_no_pair(tokenized):
+    _, counts = tokenized(record(rejected=["a", "b"], rewards={"safe": [2, 2.0, None]}), objectives=("safe",))
+    assert (counts.rated_pairs, counts.groups_without_rated_pair) == ({"safe": 0}, 1)
+
+
+def test_without_objectives_no_rating_is_read(tokenized):
+    (group,), counts = tokenized(RATED)
+    assert group.ratings == ()
+    assert (counts.rated_pairs, counts.groups_without_rated_pair) == ({}, 0)
+
+
+def test_an_answer_to_another_prompt_has_no_rating(tokenized):
+    other = record(question="Q", chosen="A", rewards={"safe": [3, 1]})
+    groups, _ = tokenized(RATED, other, objectives=("safe",), in_batch_negatives=1)
+    assert groups[1].ratings == ((3.0,), (1.0,), (None,))
+    assert len(groups[0].ratings) == len(groups[0].answers) == 4
+
+
+def test_a_batch_holds_the_ratings_of_all_its_answers_and_nan_where_there_is_none(tokenized):
+    groups, _ = tokenized(RATED, record(rejected=["No."]), objectives=("helpful", "safe"))
+    ratings = GroupCollator(BatchLayout(0))(groups)["groups"].ratings
+    expected = torch.tensor([[math.nan, 1], [3, 2], [1e300, 2.5], [math.nan] * 2, [math.nan] * 2], dtype=torch.float64)
+    torch.testing.assert_close(ratings, expected, equal_nan=True, rtol=0, atol=0)
+
+
 # --- The folder that keeps them ----------------------------------------------------------------------------------
 
 
@@ -191,7 +235,7 @@ def test_a_second_start_encodes_nothing_and_finds_the_same_groups_and_counts(tok
     assert (first[1].dropped_answers_equal_to_chosen, first[1].left_out_by_verification) == (1, {"FAILED": 1})
 
 
-@pytest.mark.parametrize("change", ["data", "length", "template", "tokenizer", "answers", "code"])
+@pytest.mark.parametrize("change", ["data", "length", "template", "tokenizer", "answers", "objectives", "code"])
 def test_whatever_decides_the_ids_makes_them_anew(tokenized, tokenizer, encodings, change, monkeypatch):
     tokenized(record())
     other = copy.deepcopy(tokenizer)
@@ -205,6 +249,7 @@ def test_whatever_decides_the_ids_makes_them_anew(tokenized, tokenizer, encoding
         record(chosen="It is 42!") if change == "data" else record(),
         max_length=20 if change == "length" else 200,
         first_rejected_only=change == "answers",
+        objectives=("safe",) if change == "objectives" else (),
         with_tokenizer=other,
     )
     assert len(encodings) == 2

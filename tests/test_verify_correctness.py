@@ -239,6 +239,19 @@ def test_verifying_twice_changes_nothing_and_keeps_what_was_dropped(biased, tmp_
     assert verified(tmp_path, once, name="twice.jsonl") == once
 
 
+def test_rewards_go_with_dropped_answers_and_new_ones_have_none(biased, tmp_path):
+    biased["rejected"][1] = biased["rejected"][1].replace("5", "4")
+    biased["rewards"] = {"safe": list(range(1 + len(biased["rejected"])))}
+    record = verified(tmp_path, biased)
+    kept = [i for i, answer in enumerate(biased["rejected"]) if answer in record["rejected"]]
+    assert len(kept) < len(biased["rejected"])
+    assert record["rewards"] == {"safe": [0, *(1 + i for i in kept)]}
+    source, output = write(tmp_path / "verified.jsonl", [record]), tmp_path / "more.jsonl"
+    assert gptout.main(["--input_file", str(source), "--output_file", str(output), "--backend", "rules"]) == 0
+    (more,) = read_jsonl(output, check_train_record)
+    assert more["rewards"] == {"safe": [*record["rewards"]["safe"], None, None]}
+
+
 def test_answers_added_after_a_verification_have_no_verdict_yet(biased, tmp_path):
     source = write(tmp_path / "verified.jsonl", [verified(tmp_path, biased)])
     output = tmp_path / "more.jsonl"

@@ -11,9 +11,10 @@ import json
 import math
 import os
 import re
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -48,7 +49,7 @@ class FieldError(ValueError):
 
 
 def check_train_record(record: dict) -> None:
-    """question, chosen, rejected (a list, at least one); id, bias_type and verify_correctness where present."""
+    """question, chosen, rejected (a list, at least one); where present id, bias_type, rewards, verify_correctness."""
     check_question(record, "question")
     check_text(record, "chosen")
     rejected = _present(record, "rejected", list)
@@ -62,9 +63,29 @@ def check_train_record(record: dict) -> None:
             raise FieldError("bias_type", "every entry must be a non-empty string")
         if len(biases) > len(rejected):
             raise FieldError("bias_type", f"{len(biases)} entries for {len(rejected)} rejected answers")
+    check_rewards(record)
     outcome = record.get("verify_correctness", CHOSEN_IS_BEST)
     if outcome not in VERIFICATION_OUTCOMES:
         raise FieldError("verify_correctness", f"{outcome!r} is not one of {', '.join(VERIFICATION_OUTCOMES)}")
+
+
+def check_rewards(record: dict) -> None:
+    """Where it is present: objective -> a rating, or null, of the chosen answer and of every rejected one."""
+    rewards = _present(record, "rewards", dict) if "rewards" in record else {}
+    rejected = len(record["rejected"])
+    for name in rewards:
+        field = f"rewards.{name}"
+        if not name.strip():
+            raise FieldError("rewards", "the name of an objective is empty")
+        ratings = _present({field: rewards[name]}, field, list)
+        if len(ratings) != 1 + rejected:
+            raise FieldError(field, f"{len(ratings)} ratings for the chosen and {rejected} rejected answers")
+        for position, rating in enumerate(ratings):
+            where = f"{field}[{position}]"
+            if rating is not None and (isinstance(rating, bool) or not isinstance(rating, (int, float))):
+                raise FieldError(where, f"expected a number or null, found {_kind(rating)}")
+            if rating is not None and abs(rating) > sys.float_info.max:
+                raise FieldError(where, "is too large a number")
 
 
 def check_bias_pair(record: dict) -> None:
@@ -316,6 +337,17 @@ def aligned_bias_types(record: dict) -> list[str]:
     """One bias name per rejected answer; a shorter ``bias_type`` aligns with the tail, the head is original."""
     biases = record.get("bias_type", [])
     return ["original"] * (len(record["rejected"]) - len(biases)) + biases
+
+
+def rewards_of(record: dict, rejected: Sequence[int | None]) -> dict[str, dict]:
+    """``rewards`` for a record made of the chosen and the rejected answers at these positions, None for a new answer,
+    which nobody has rated; nothing for a record without the field.
+    """
+    if "rewards" not in record:
+        return {}
+    kept = [0, *(None if position is None else 1 + position for position in rejected)]
+    ratings = {name: [None if i is None else rated[i] for i in kept] for name, rated in record["rewards"].items()}
+    return {"rewards": ratings}
 
 
 def content_hash(*values: object) -> str:

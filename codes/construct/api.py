@@ -18,6 +18,7 @@ from codes.common.records import (
     check_train_record,
     iter_jsonl,
     iter_train_records,
+    rewards_of,
 )
 from codes.common.row_runner import failures_path, journal_path
 from codes.common.server_flags import (
@@ -219,6 +220,7 @@ def with_rejected(record: dict, answers: list[str], biases: list[str], provenanc
         **record,
         "rejected": [*record["rejected"], *answers],
         "bias_type": [*aligned_bias_types(record), *biases],
+        **rewards_of(record, [*range(len(record["rejected"])), *[None] * len(answers)]),
         **fields,
         "provenance": [*known, *provenance],
     }

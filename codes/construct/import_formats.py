@@ -27,7 +27,9 @@ from codes.common.records import (
     Question,
     aligned_bias_types,
     check_messages,
+    check_rewards,
     check_train_record,
+    rewards_of,
 )
 
 ROW_FORMATS = ("preference", "gram", "unified-feedback")
@@ -272,7 +274,8 @@ def _has_text(question: Question) -> bool:
 
 def _with_rejected(record: dict, kept: list[int]) -> dict:
     """The record with the rejected answers at these positions, and the lists aligned with them cut alike."""
-    shorter = record | {"rejected": [record["rejected"][position] for position in kept]}
+    check_rewards(record)
+    shorter = record | {"rejected": [record["rejected"][position] for position in kept]} | rewards_of(record, kept)
     if isinstance(record.get("bias_type"), list) and len(record["bias_type"]) <= len(record["rejected"]):
         biases = aligned_bias_types(record)
         shorter["bias_type"] = [biases[position] for position in kept]

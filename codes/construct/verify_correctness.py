@@ -21,7 +21,7 @@ from codes.common.batch_api import BatchCounts
 from codes.common.cli import command_parser, fraction, run_main
 from codes.common.llm import Ask, Backend, Call, CallFailed, RunCounts
 from codes.common.prompt_text import parse_verdict
-from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, write_json
+from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, rewards_of, write_json
 from codes.construct import api
 from codes.construct.bias_checks import looks_like_error, source_name
 from codes.construct.bias_definitions import BUILT_IN, Bias, add_bias_file_flag, definitions_setting, known_biases
@@ -312,6 +312,7 @@ def with_verdicts(record: dict, verdicts: list[dict]) -> dict:
         "verify_correctness": outcome,
         "verdicts": [verdicts[i] for i in kept],
         "provenance": [provenance[i] for i in kept],
+        **rewards_of(record, kept),
     }
     before = record.get("dropped") if isinstance(record.get("dropped"), list) else []
     return {**labelled, "dropped": [*before, *dropped]} if before or dropped else labelled

@@ -200,8 +200,8 @@ class EnsembleScorer:
             dict(zip(keys, values.tolist())),
             set().union(*(scores.prompt_cut for scores in found)),
             set().union(*(scores.answer_cut for scores in found)),
-            dict(zip(keys, scaled.tolist())),
-            dict(zip(keys, disagreement(scaled).tolist())),
+            members=dict(zip(keys, scaled.tolist())),
+            spread=dict(zip(keys, disagreement(scaled).tolist())),
         )
 
     def _load(self, place: int) -> "ModelScorer":

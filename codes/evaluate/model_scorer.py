@@ -31,6 +31,7 @@ WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 OTHER_MODEL_FILES = (
     "config.json",
     "adapter_config.json",
+    "reward_heads.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -48,7 +49,10 @@ ALLOCATORS = ("DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class ModelScorer:
-    """Raw logits of a reward model; the answers to a question are scored together, the longest first."""
+    """Raw scores of a reward model; the answers to a question are scored together, the longest first.
+
+    ``heads`` is None unless there are several, or one of an objective: then ``score`` gives theirs, too.
+    """
 
     keeps_scores = True
 
@@ -63,6 +67,7 @@ class ModelScorer:
         dtype: str,
     ):
         self.model = model.eval()
+        self.heads = model.heads if isinstance(model, RewardModel) and not model.heads.are_plain else None
         self.device = model.model.device
         self.batch_size = batch_size
         self.tokens_per_batch = tokens_per_batch or TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cuda"])
@@ -141,10 +146,10 @@ class ModelScorer:
     def prepare(self, batch: Batch) -> Batch:
         return tokenised(self.model.tokenizer, batch, self.max_length)
 
-    def score(self, batch: Batch) -> list[float]:
+    def score(self, batch: Batch) -> list[float] | list[list[float]]:
         by_question = groupby(zip(batch.conversations, batch.ids), key=lambda pair: pair[0].question)
         waiting = [[[ids for _, ids in group] for _, group in by_question]]
-        scores: list[float] = []
+        scores: list = []
         while waiting:
             groups = waiting.pop()
             tokens = sum(len(ids) for group in groups for ids in group)
@@ -163,10 +168,11 @@ class ModelScorer:
                 raise RunFailed(f"{where}: no memory for this one conversation of {tokens} tokens; lower --max_length")
         return scores
 
-    def _scores_if_they_fit(self, groups: list[list[list[int]]]) -> list[float] | None:
+    def _scores_if_they_fit(self, groups: list[list[list[int]]]) -> list[float] | list[list[float]] | None:
         """None where memory does not suffice."""
         try:
-            return self.forward(self.model.layout(groups))
+            inputs = self.model.layout(groups)
+            return self.forward(inputs) if self.heads is None else self.forward_with_heads(inputs)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -183,8 +189,16 @@ class ModelScorer:
     @torch.inference_mode()
     def forward(self, inputs: dict) -> list[float]:
         """Scores of what a layout has put together."""
-        on_device = {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
-        return self.model(**on_device).tolist()
+        return self.model(**self._on_device(inputs)).tolist()
+
+    @torch.inference_mode()
+    def forward_with_heads(self, inputs: dict) -> list[list[float]]:
+        """The score of each conversation and those of the heads that it is combined of."""
+        of_heads = self.model(**self._on_device(inputs), per_head=True)
+        return torch.cat((self.heads.combined(of_heads).unsqueeze(1), of_heads), dim=1).tolist()
+
+    def _on_device(self, inputs: dict) -> dict:
+        return {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
 
 
 def _halves(groups: list[list[list[int]]]) -> list[list[list[list[int]]]]:

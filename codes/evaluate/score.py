@@ -4,7 +4,8 @@
 
 A row has `prompt` (text or messages) and `response`, or `messages` ending in an assistant turn. An empty answer is
 scored like any other. Rows keep their fields and their order and gain `score`, a raw logit. With --scorer ensemble they
-also gain `member_scores`, what each member gives on the ensemble's scale, and `disagreement`, their standard deviation.
+also gain `member_scores`, what each member gives on the ensemble's scale, and with --head_scores `head_scores`, an
+object of the names of the model's heads; for an ensemble of either kind also `disagreement`, their standard deviation.
 A run that was stopped goes on from the scores it has, which lie in score_store/ beside the output.
 """
 
@@ -12,6 +13,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from codes.common.cli import EXIT_DONE, command_parser, positive_int, require_files, run_main
 from codes.common.llm import Ask
@@ -35,8 +37,12 @@ from codes.evaluate.score_store import Scores
 from codes.evaluate.scorers import Conversation, Scorer, add_scorer_flags, check_scorer_flags, load_scorer
 from codes.evaluate.scoring import exit_status, score_conversations, self_check_if_asked
 
-# What rows gain besides the score where an ensemble gives it.
-ENSEMBLE_FIELDS = ("member_scores", "disagreement")
+if TYPE_CHECKING:
+    from codes.train.reward_heads import RewardHeads
+
+# What rows gain besides the score: from an ensemble of models, and with --head_scores.
+MEMBER_FIELDS = ("member_scores", "disagreement")
+HEAD_FIELDS = ("head_scores", "disagreement")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,12 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"--output_file {output}: is the input file")
     if output.is_dir():
         raise InputError(f"--output_file {output}: is a folder")
-    fields = (args.score_field, *(ENSEMBLE_FIELDS if args.scorer == "ensemble" else ()))
-    rows = _check_input(source, fields)
+    rows = _check_input(source, (args.score_field, *_added_fields(args)))
     scorer = load_scorer(args)
+    if args.head_scores and scorer.heads is None:
+        raise InputError(f"--head_scores: {args.model_path} has one head, and its score is `score`")
     if isinstance(scorer, Judge):
         return score_by_judge(source, rows, scorer, output, args.score_field)
     configuration = {**scorer.identity, "data_sha256": file_sha256(source), "score_field": args.score_field}
+    if args.head_scores:
+        configuration["head_scores"] = True
     refuse_other_results([output], configuration)
 
     scores = score_file(source, scorer, None if args.no_cache else output.parent, args.rows_in_memory)
@@ -64,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checked = self_check_if_asked(args, scorer, some, scores)
     facts = {"rows": rows, **scores.truncation(scores.values), **checked}
     write_run_info(output, configuration, model=model_reference(args), **scorer.facts, **facts)
-    write_jsonl(output, (_scored(row, args.score_field, scores) for _, row in iter_jsonl(source)))
+    write_jsonl(output, (_scored(row, args, scorer, scores) for _, row in iter_jsonl(source)))
     print(f"{rows} rows scored, {facts['answer_truncated']} conversations with part of the answer cut: {output}")
     return EXIT_DONE
 
@@ -75,16 +84,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_file", required=True, help="JSONL to write")
     parser.add_argument("--score_field", default="score", help="name of the field that is added")
     parser.add_argument(
+        "--head_scores", action="store_true", help="also add the scores of the single heads of a model with several"
+    )
+    parser.add_argument(
         "--rows_in_memory", type=positive_int, default=10_000, help="rows that are read, sorted and scored at a time"
     )
     add_scorer_flags(parser)
     args = parser.parse_args(argv)
     if not args.score_field.strip():
         raise InputError("--score_field: is empty")
-    if args.scorer == "ensemble" and args.score_field in ENSEMBLE_FIELDS:
-        raise InputError(f"--score_field {args.score_field}: is a field that --scorer ensemble adds besides the score")
     if args.scorer == "judge" and args.judge_mode != "pointwise":
         raise InputError("--scorer judge: add --judge_mode pointwise; a judge that compares gives no row a score")
+    if args.head_scores and args.scorer != "model":
+        raise InputError(f"--head_scores: goes with --scorer model, not with {args.scorer}")
+    if args.score_field in _added_fields(args):
+        raise InputError(f"--score_field {args.score_field}: is a field that is added besides; choose another name")
     return args
 
 
@@ -105,19 +119,42 @@ def conversation_of(row: dict, where: str = "") -> Conversation:
     return Conversation(row["prompt"], row["response"], where)
 
 
-def _scored(row: dict, score_field: str, scores: Scores) -> dict:
+def _added_fields(args: argparse.Namespace) -> tuple[str, ...]:
+    if args.scorer == "ensemble":
+        return MEMBER_FIELDS
+    return HEAD_FIELDS if args.head_scores else ()
+
+
+def _scored(row: dict, args: argparse.Namespace, scorer: Scorer, scores: Scores) -> dict:
     conversation = conversation_of(row)
-    return {**row, score_field: scores[conversation], **scores.details(conversation)}
+    details = scores.details(conversation)
+    if args.head_scores:
+        details = fields_of_heads(scorer.heads, scores.heads[conversation.key])
+    return {**row, args.score_field: scores[conversation], **details}
 
 
-def _check_input(source: Path, fields: Sequence[str]) -> int:
+def fields_of_heads(heads: "RewardHeads", scores: list[float]) -> dict:
+    """What a row gains by the scores of the single heads."""
+    # torch takes seconds to import, and the scorers without heads do without.
+    import torch
+
+    from codes.common.score_rules import disagreement
+
+    added: dict = {HEAD_FIELDS[0]: dict(zip(heads.names, scores, strict=True))}
+    if not heads.are_objectives:
+        added[HEAD_FIELDS[1]] = disagreement(torch.tensor(scores, dtype=torch.float64)).item()
+    return added
+
+
+def _check_input(source: Path, new_fields: Sequence[str]) -> int:
     """The number of rows. Raises InputError naming line and field before anything is loaded or written."""
 
     def check(row: dict) -> None:
         conversation_of(row)
-        for field in fields:
+        for field in new_fields:
             if field in row:
-                raise FieldError(field, "is there already; name another field with --score_field")
+                remedy = "name another field with --score_field" if field == new_fields[0] else "remove it"
+                raise FieldError(field, f"is there already; {remedy}")
 
     first_line: dict[str, int] = {}
     count = 0

@@ -19,11 +19,15 @@ LAYOUT = 2
 
 @dataclass
 class Scores:
-    """Score by conversation key, and the keys of the conversations that were cut to fit."""
+    """Score by conversation key, and the keys of the conversations that were cut to fit.
+
+    ``heads`` has the scores of the single heads, where these are several, of the same conversations.
+    """
 
     values: dict[str, float] = field(default_factory=dict)
     prompt_cut: set[str] = field(default_factory=set)
     answer_cut: set[str] = field(default_factory=set)
+    heads: dict[str, list[float]] = field(default_factory=dict)
 
     def __getitem__(self, conversation: "Conversation") -> float:
         return self.values[conversation.key]
@@ -40,11 +44,13 @@ class Scores:
         self.values |= other.values
         self.prompt_cut |= other.prompt_cut
         self.answer_cut |= other.answer_cut
+        self.heads |= other.heads
 
     def only(self, keys: Iterable[str]) -> "Scores":
         """The scores of these conversations, as far as they are known."""
         known = {key: self.values[key] for key in keys if key in self.values}
-        return Scores(known, self.prompt_cut & known.keys(), self.answer_cut & known.keys())
+        heads = {key: self.heads[key] for key in known if key in self.heads}
+        return Scores(known, self.prompt_cut & known.keys(), self.answer_cut & known.keys(), heads)
 
     def truncation(self, keys: Iterable[str]) -> dict[str, int]:
         """How many of the conversations with these keys lost prompt tokens, and how many part of the answer."""
@@ -78,6 +84,8 @@ class ScoreStore:
     def add(self, scores: Scores) -> None:
         """Keep the finite scores of one batch."""
         line = {"conversations": list(scores.values), "scores": list(scores.values.values())}
+        if scores.heads:
+            line["head_scores"] = [scores.heads[key] for key in scores.values]
         for name in ("prompt_cut", "answer_cut"):
             if cut := getattr(scores, name):
                 line[name] = sorted(cut)
@@ -132,7 +140,8 @@ def _read(path: Path, configuration: dict) -> Scores:
                 raise InputError(f"{path}:{number}: field 'configuration': is not the one its name stands for")
             continue
         values = dict(zip(line["conversations"], line["scores"], strict=True))
-        scores.add(Scores(values, set(line.get("prompt_cut", ())), set(line.get("answer_cut", ()))))
+        heads = dict(zip(line["conversations"], line["head_scores"], strict=True)) if "head_scores" in line else {}
+        scores.add(Scores(values, set(line.get("prompt_cut", ())), set(line.get("answer_cut", ())), heads))
     return scores
 
 
@@ -143,7 +152,16 @@ def _check_line(line: dict) -> None:
         keys = line.get(name, None if name == "conversations" else [])
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise FieldError(name, "expected a list of conversation hashes; remove this file to score afresh")
-    scores = line.get("scores")
-    well_formed = isinstance(scores, list) and len(scores) == len(line["conversations"])
-    if not well_formed or not all(type(score) in (int, float) and math.isfinite(score) for score in scores):
+    conversations = len(line["conversations"])
+    if not _are_numbers(line.get("scores"), conversations):
         raise FieldError("scores", "expected one number a conversation; remove this file to score afresh")
+    if "head_scores" in line:
+        rows = line["head_scores"]
+        heads = len(rows[0]) if isinstance(rows, list) and rows and isinstance(rows[0], list) else 0
+        if not heads or len(rows) != conversations or not all(_are_numbers(row, heads) for row in rows):
+            raise FieldError("head_scores", "expected a number a head each; remove this file to score afresh")
+
+
+def _are_numbers(values: object, count: int) -> bool:
+    of_that_length = isinstance(values, list) and len(values) == count
+    return of_that_length and all(type(value) in (int, float) and math.isfinite(value) for value in values)

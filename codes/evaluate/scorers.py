@@ -92,8 +92,10 @@ class Scorer(Protocol):
     def prepare(self, batch: Batch) -> Batch:
         """What can be done while another batch is scored; called in another thread."""
 
-    def score(self, batch: Batch) -> list[float]:
-        """One number a conversation of a prepared batch, in order."""
+    def score(self, batch: Batch) -> list[float] | list[list[float]]:
+        """One number a conversation of a prepared batch, in order; where a model has several heads, the score and then
+        those of its heads.
+        """
 
 
 class _TextScorer:

@@ -99,23 +99,29 @@ def _score_missing(
         for batch in prepared_ahead(scorer.prepare, own):
             ranks.raise_failure_of_others()
             try:
-                values = scorer.score(batch)
+                numbers = scorer.score(batch)
             except PartlyScored as problem:
                 if problem.scores:
                     keep(Scores(problem.scores, set(batch.prompt_cut), set(batch.answer_cut)).only(problem.scores))
                 raise
-            scores = Scores(_finite(batch, values), set(batch.prompt_cut), set(batch.answer_cut))
+            scores = _finite_scores(batch, numbers)
             keep(scores)
             found.add(scores)
             bar.update(len(batch.conversations))
     return found
 
 
-def _finite(batch: Batch, values: list[float]) -> dict[str, float]:
-    for conversation, value in zip(batch.conversations, values, strict=True):
-        if not math.isfinite(value):
-            raise RunFailed(f"{conversation.where}: the score is {value}, not a finite number")
-    return {conversation.key: value for conversation, value in zip(batch.conversations, values)}
+def _finite_scores(batch: Batch, numbers: list[float] | list[list[float]]) -> Scores:
+    scores = Scores({}, set(batch.prompt_cut), set(batch.answer_cut))
+    for conversation, found in zip(batch.conversations, numbers, strict=True):
+        value, *heads = found if isinstance(found, list) else [found]
+        for number in (value, *heads):
+            if not math.isfinite(number):
+                raise RunFailed(f"{conversation.where}: the score is {number}, not a finite number")
+        scores.values[conversation.key] = value
+        if heads:
+            scores.heads[conversation.key] = heads
+    return scores
 
 
 def _of_all_ranks(found: Scores, keys: list[str], ranks: Ranks) -> Scores:
@@ -128,15 +134,22 @@ def _of_all_ranks(found: Scores, keys: list[str], ranks: Ranks) -> Scores:
     import torch
 
     # The scores' bits and whole numbers add up to exactly what each rank had.
-    bits = torch.tensor([found.values.get(key, 0.0) for key in keys], dtype=torch.float64).view(torch.int64)
-    has = [[key in part for key in keys] for part in (found.values, found.prompt_cut, found.answer_cut)]
-    table = torch.cat((bits[None], torch.tensor(has, dtype=torch.int64)))
+    def summed_bits(rows: list[list[float]]) -> list[list[float]]:
+        bits = torch.tensor(rows, dtype=torch.float64).view(torch.int64)
+        ranks.sum(bits)
+        return bits.view(torch.float64).tolist()
+
+    parts = (found.values, found.prompt_cut, found.answer_cut)
+    heads = [len(found.heads.get(key, ())) for key in keys]
+    table = torch.tensor([*([key in part for key in keys] for part in parts), heads], dtype=torch.int64)
     ranks.sum(table)
-    if (table[1] != 1).any():
+    if (table[0] != 1).any():
         raise RunFailed(f"the ranks see different files in {FOLDER}/; they need a common file system, or --no_cache")
-    values = table[0].view(torch.float64).tolist()
-    cut = [{key for key, there in zip(keys, row) if there} for row in table[2:].tolist()]
-    return Scores(dict(zip(keys, values)), *cut)
+    cut = [{key for key, there in zip(keys, row) if there} for row in table[1:3].tolist()]
+    width = int(table[3].max()) if keys else 0
+    rows = summed_bits([[found.values.get(key, 0.0), *found.heads.get(key, [0.0] * width)] for key in keys])
+    values = {key: row[0] for key, row in zip(keys, rows)}
+    return Scores(values, *cut, {key: row[1:] for key, row in zip(keys, rows)} if width else {})
 
 
 def prepared_ahead(prepare: Callable[[Item], Prepared], items: Iterable[Item]) -> Iterator[Prepared]:

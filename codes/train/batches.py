@@ -199,13 +199,15 @@ class GroupBatchSampler(Sampler[list[int]]):
 @dataclass(frozen=True)
 class BatchGroups:
     """Which groups a batch holds, each entry a group: ``group_sizes`` is an int64 CPU tensor [groups]; characters are
-    given per answer, bias types per rejected answer.
+    given per answer, bias types per rejected answer. ``ratings`` are float64 [answers of all groups, objectives], NaN
+    where there is none.
     """
 
     indices: list[int]
     group_sizes: torch.Tensor
     answer_characters: list[tuple[int, ...]]
     bias_types: list[tuple[str, ...]]
+    ratings: torch.Tensor
 
     @property
     def counted(self) -> int:
@@ -227,5 +229,11 @@ class GroupCollator:
                 group_sizes=torch.tensor([len(group.answers) for group in groups]),
                 answer_characters=[group.answer_characters for group in groups],
                 bias_types=[group.bias_types for group in groups],
+                ratings=_ratings(groups),
             ),
         }
+
+
+def _ratings(groups: Sequence[EncodedGroup]) -> torch.Tensor:
+    rows = [[math.nan if rating is None else rating for rating in row] for group in groups for row in group.ratings]
+    return torch.tensor(rows, dtype=torch.float64)

@@ -17,6 +17,7 @@ from codes.common.conversation import LOADING_ERRORS, first_line, raise_if_unrea
 from codes.common.records import InputError
 from codes.train.adapters import adapter_config, merge_adapter
 from codes.train.pooling import pooled_config
+from codes.train.reward_heads import ONE_HEAD, RewardHeads, heads_in, heads_of_adapter
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -29,7 +30,7 @@ HEADLESS_SUFFIXES = ("ForCausalLM", "LMHeadModel", "ForMaskedLM", "ForPreTrainin
 
 
 class LoadedClassifier(NamedTuple):
-    """A classifier with one label, its pooling, and the layers that have no weights of the model they come from."""
+    """A classifier, its pooling, and the layers that have no weights of the model they come from."""
 
     model: PreTrainedModel
     pooling: str
@@ -41,16 +42,18 @@ def load_classifier(
     *,
     dtype: torch.dtype,
     new_head: bool,
+    heads: RewardHeads | None = None,
     pooling: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     **model_options,
 ) -> LoadedClassifier:
-    """Load a reward model, or with ``new_head`` also a language model, which gets a fresh head.
+    """Load a reward model, or with ``new_head`` also a language model, which gets a fresh head, or those of ``heads``.
 
-    Raises InputError for a folder or name that cannot be loaded, a classifier with more than one label, a model
-    without a trained head (unless ``new_head``), a model with a head of another kind, weights that do not fit the
-    architecture or are missing, and a pooling that the model cannot have; RunFailed where the Hub cannot be reached.
+    A reward model may be given another rule for its heads, but no other heads. Raises InputError for a folder or name
+    that cannot be loaded, a classifier with several labels that are no heads of ours, a model without a trained head
+    (unless ``new_head``), a model with a head of another kind, weights that do not fit the architecture or are missing,
+    and a pooling that the model cannot have; RunFailed where the Hub cannot be reached.
     """
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
@@ -59,13 +62,16 @@ def load_classifier(
             "last",
         )
         is_classifier = _is_classifier(config)
-        if is_classifier and config.num_labels != 1:
+        own_heads = (heads_in(vars(config), f"{model_path}: config.json") if is_classifier else None) or ONE_HEAD
+        if is_classifier and config.num_labels != len(own_heads.names):
             raise InputError(f"{model_path}: has {config.num_labels} labels; a reward model has exactly one")
+        if is_classifier:
+            _require_same_heads(model_path, own_heads, heads)
         if not is_classifier and not new_head:
             raise InputError(f"{model_path}: {_architecture(config)} has no reward head; train one from it first")
         if not is_classifier and not _may_get_head(config):
             raise InputError(f"{model_path}: {_architecture(config)} has a head that would be lost")
-        config.num_labels = 1
+        (heads or own_heads).describe_in(config)
         with _without_loading_report():
             model, loading = AutoModelForSequenceClassification.from_pretrained(
                 model_path, config=config, dtype=dtype, output_loading_info=True, **source, **model_options
@@ -89,6 +95,7 @@ def load_merged(
     *,
     vocabulary: int,
     dtype: torch.dtype,
+    heads: RewardHeads | None = None,
     pooling: str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
@@ -111,10 +118,13 @@ def load_merged(
         own = pooled_config(model_path, revision=revision)
     except OSError:
         own = None  # an adapter folder has a config.json only where it has to name its pooling
+    own_heads = heads_of_adapter(model_path, revision)
+    _require_same_heads(model_path, own_heads or ONE_HEAD, heads)
     base = adapter.base_model_name_or_path
     logger.info("%s: an adapter, merged into its base model %s", model_path, base)
     options = model_options | {
         "dtype": torch.float32,
+        "heads": heads or own_heads,
         "pooling": pooling or (own and own[1]),
         "revision": adapter.revision,
         "trust_remote_code": trust_remote_code,
@@ -134,6 +144,12 @@ def load_merged(
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # parameters alone: buffers of positions stay exact
     return LoadedClassifier(model, loaded.pooling, [])
+
+
+def _require_same_heads(model_path: str, own: RewardHeads, wanted: RewardHeads | None) -> None:
+    if wanted is not None and wanted.names != own.names:
+        flag = f"--objectives {' '.join(own.names)}" if own.are_objectives else f"--heads {len(own.names)}"
+        raise InputError(f"{model_path}: has other heads than those asked for; its own are trained with {flag}")
 
 
 def fit_embeddings(model: PreTrainedModel, vocabulary: int) -> None:

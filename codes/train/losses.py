@@ -11,6 +11,7 @@ losses e weighs the loss of the reversed pair (conservative DPO, Mitchell 2023).
 Bradley-Terry at temperature 1, smoothed or not.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
@@ -99,6 +100,22 @@ def length_penalty(scores: Tensor, group_sizes: Tensor, lengths: Tensor) -> Tens
     centred = doublings - doublings.sum(1, keepdim=True) / sizes
     covariances = (_rows(scores, group_sizes) * centred).sum(1, keepdim=True) / sizes
     return covariances.mean() ** 2
+
+
+def rating_losses(scores: Tensor, ratings: Tensor, group_sizes: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Bradley-Terry over the pairs of a group's answers of which one is rated above the other: [groups].
+
+    scores, ratings: [answers], NaN where an answer is not rated. The order of the ratings counts, not their scale: each
+    pair weighs the same, and a group the same whatever its size. Ties make no pairs; a group without any has a loss
+    of 0.
+    """
+    rows = _rows(scores, group_sizes)
+    by_group = ratings.to(scores.device).split(group_sizes.tolist())
+    rated = pad_sequence(by_group, batch_first=True, padding_value=math.nan)
+    is_better = (rated.unsqueeze(2) > rated.unsqueeze(1)).flatten(1).to(rows.dtype)
+    better, worse = torch.broadcast_tensors(rows.unsqueeze(2), rows.unsqueeze(1))
+    losses = bradley_terry_loss(better.flatten(1), worse.flatten(1), "none", label_smoothing=label_smoothing)
+    return _weighted_mean(losses, is_better)
 
 
 def answer_weights(bias_types: Sequence[Sequence[str]], weight_of: Callable[[str], float]) -> Tensor:

@@ -37,6 +37,7 @@ COUNTS = {
     "dropped_groups_without_rejected": "groups dropped, nothing rejected left",
     "conversations_with_cut_prompt": "conversations with a cut prompt",
     "conversations_with_cut_answer": "conversations with a cut answer",
+    "groups_without_rated_pair": "groups with no two answers rated differently",
 }
 
 STOCK = """```python
@@ -48,13 +49,15 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 {more}messages = [{{"role": "user", "content": "What is 2 + 2?"}}, {{"role": "assistant", "content": "4."}}]
 text = tokenizer.apply_chat_template(messages, tokenize=False)
 inputs = tokenizer(text, add_special_tokens=False, return_tensors="pt")  # the template has the special tokens
-print(model(**inputs).logits.item())
+print(model(**inputs).logits{read})
 ```"""
 ADAPTER = """This folder holds a LoRA adapter and the reward head; with peft installed it loads onto its base model:
 
 {stock}
 
 `python -m codes.train.export FOLDER --output_dir MERGED` merges it into a whole model."""
+HEADS = """The labels are the reward heads {names}: stock classes give a logit for each, in this order. The score is
+{rule}; ContrastRM's commands combine them so."""
 POOLED = """The head reads the {pooling} of all tokens' hidden states, which no stock class can express for a decoder:
 they refuse this folder. With [ContrastRM](https://github.com/HuihuiChyan/ContrastRM)'s code:
 
@@ -120,12 +123,32 @@ def model_card(info: Mapping, logs: Sequence[Mapping], license_fields: Mapping[s
 
 
 def _how_to_load(model: Mapping, is_adapter: bool) -> str:
+    heads = model.get("heads")
+    told = [_loading_code(model, is_adapter, labels=len(heads["names"]) if heads else 1)]
+    if heads:
+        names = ", ".join(map(_code, heads["names"]))
+        told.append(HEADS.format(names=names, rule=_rule_in_words(heads)))
+    return "\n\n".join(told)
+
+
+def _rule_in_words(heads: Mapping) -> str:
+    if heads["rule"] == "weighted":
+        return " + ".join(f"{weight:g} x {_code(name)}" for name, weight in heads["weights"].items())
+    return {
+        "mean": "their mean",
+        "minimum": "the least of them",
+        "penalised": f"their mean less {heads.get('penalty', 1):g} times their variance",
+    }[heads["rule"]]
+
+
+def _loading_code(model: Mapping, is_adapter: bool, labels: int) -> str:
     if model.get("pooling", "last") != "last":
         return POOLED.format(pooling={"mean": "mean", "weighted": "position-weighted mean"}[model["pooling"]])
+    read = ".item()" if labels == 1 else "[0].tolist()"
     if is_adapter:
         more = "model.config.pad_token_id = tokenizer.pad_token_id\n"
-        return ADAPTER.format(stock=STOCK.format(options=", num_labels=1", more=more))
-    return STOCK.format(options="", more="")
+        return ADAPTER.format(stock=STOCK.format(options=f", num_labels={labels}", more=more, read=read))
+    return STOCK.format(options="", more="", read=read)
 
 
 def _data_section(name: str, data: Mapping) -> str:
@@ -183,10 +206,13 @@ def _looks_local(model: str) -> bool:
     return is_local(model)
 
 
-def write_model_card(run: Path, folder: Path | None = None, *, step: int | None = None) -> None:
+def write_model_card(
+    run: Path, folder: Path | None = None, *, step: int | None = None, heads_merged: bool = False
+) -> None:
     """Write the card of the run in ``run`` into ``folder``, by default the run's own; someone else's card stays.
 
-    ``step``: the one whose weights the folder holds; what was logged later is not theirs.
+    ``step``: the one whose weights the folder holds; what was logged later is not theirs. ``heads_merged``: the folder
+    has one head in the place of those that were trained.
     """
     folder = folder or run
     path = folder / CARD_FILE
@@ -194,6 +220,8 @@ def write_model_card(run: Path, folder: Path | None = None, *, step: int | None 
         logger.warning("%s is no card of ours, and stays as it is", path)
         return
     info = json.loads(run_info_path(run).read_text(encoding="utf-8"))
+    if heads_merged:
+        info["model"].pop("heads", None)
     metrics = run / METRICS_FILE
     logs = [log for log in (read_metrics(metrics) if metrics.exists() else []) if step is None or log["step"] <= step]
     configuration = info["configuration"]

@@ -1,9 +1,10 @@
-"""The reward model: a stock sequence classifier with one label, read and computed the way its scores can be trusted.
+"""The reward model: a stock sequence classifier, a label a head, read and computed the way its scores can be trusted.
 
 ``RewardModel`` wraps what ``AutoModelForSequenceClassification`` loads. Decoders are read at the last attended token,
 found from the attention mask and never from the pad id; encoders keep their class's own pooling. The head is computed
-in float32 whatever the precision of the body. The saved folder is a stock one. Decoders can share prompts between the
-answers of a group (``codes.common.prefix_sharing``), which changes the time but not the scores.
+in float32 whatever the precision of the body. Several heads (``reward_heads``) give one score, too: how theirs are
+combined is part of the model. The saved folder is a stock one. Decoders can share prompts between the answers of a
+group (``codes.common.prefix_sharing``), which changes the time but not the scores.
 """
 
 import inspect
@@ -38,6 +39,7 @@ from codes.train.adapters import (
 )
 from codes.train.classifier_loading import fit_embeddings, load_classifier, load_merged
 from codes.train.pooling import mark_as_pooled, pool, pool_packed
+from codes.train.reward_heads import ONE_HEAD, RewardHeads, heads_in
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,7 +54,7 @@ PAD_TOKEN = "<|contrastrm_pad|>"
 
 
 class RewardModel(nn.Module):
-    """Scores conversations: ``forward(input_ids, attention_mask)`` gives one float32 logit a row."""
+    """Scores conversations: ``forward(input_ids, attention_mask)`` gives one float32 score a row."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pooling: str = "last"):
         super().__init__()
@@ -63,6 +65,7 @@ class RewardModel(nn.Module):
         self.attention_implementation = model.config._attn_implementation
         self.layout = BatchLayout(self.pad_id)
         self.pooling = pooling
+        self.heads = heads_in(vars(model.config), "config.json") or ONE_HEAD
         self.fresh_layers: list[str] = []  # those that start without weights of the model they come from
         self.adapter: PeftModel | None = None
         self.learned_temperature: LearnedTemperature | None = None
@@ -86,25 +89,32 @@ class RewardModel(nn.Module):
         position_ids: torch.Tensor | None = None,
         prefix_spans: tuple[Spans, ...] | None = None,
         read_at: torch.Tensor | None = None,
+        per_head: bool = False,
     ) -> torch.Tensor:
         """Score conversations as ``layout`` puts them: one a row, or packed into one row.
 
         One a row: input_ids and attention_mask [rows, length], padded on either side -> float32 [rows]. Packed:
         input_ids and position_ids [1, length], with the spans and the indices to read at -> float32 [conversations].
+        ``per_head`` gives the scores of each head, [rows or conversations, heads], in place of the combined ones.
         """
         if self.learned_temperature is not None:
             # Here and not where the loss is, because ZeRO-3 has a parameter at hand only in its module's forward.
             self.temperature = self.learned_temperature()
+        scores = self._head_scores(input_ids, attention_mask, position_ids, prefix_spans, read_at)
+        return scores if per_head else self.heads.combined(scores)
+
+    def _head_scores(self, input_ids, attention_mask, position_ids, prefix_spans, read_at) -> torch.Tensor:
+        """float32 [conversations, heads]."""
         if prefix_spans is not None:
             hidden = self._packed_states(input_ids, position_ids, prefix_spans)
             if self.pooling == "last":
                 hidden = hidden[0, read_at]
             else:
                 hidden = pool_packed(hidden, position_ids, prefix_spans, self.pooling)
-            return self.model.score(hidden).squeeze(-1)
+            return self.model.score(hidden)
         if not self.reads_last_token:
             input_ids, attention_mask = padded_on_the_right(input_ids, attention_mask)
-            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.squeeze(-1).float()
+            return self.model(input_ids=input_ids, attention_mask=attention_mask).logits.float()
         body = self.model.base_model
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
         if "position_ids" in inspect.signature(body.forward).parameters:
@@ -116,7 +126,7 @@ class RewardModel(nn.Module):
             hidden = hidden[rows, last_attended(attention_mask)]
         else:
             hidden = pool(hidden, attention_mask, self.pooling)
-        return self.model.score(hidden).squeeze(-1)
+        return self.model.score(hidden)
 
     def _packed_states(self, input_ids, position_ids, prefix_spans) -> torch.Tensor:
         """The hidden states of one packed row: [1, length, hidden size]."""
@@ -206,6 +216,7 @@ class RewardModel(nn.Module):
         *,
         dtype: torch.dtype = torch.float32,
         new_head: bool = False,
+        heads: RewardHeads | None = None,
         pooling: str | None = None,
         chat_template: str | None = None,
         revision: str | None = None,
@@ -214,21 +225,18 @@ class RewardModel(nn.Module):
     ) -> "RewardModel":
         """Load a reward model, or with ``new_head`` also a causal or masked language model, which gets a fresh head.
 
-        A folder with a LoRA adapter is its base model with the adapter merged in. ``pooling`` None keeps the model's
-        own. Raises InputError for whatever cannot be loaded as a reward model, see ``classifier_loading``; RunFailed
-        where the Hub cannot be reached.
+        A folder with a LoRA adapter is its base model with the adapter merged in. ``heads`` and ``pooling`` None keep
+        the model's own. Raises InputError for whatever cannot be loaded as a reward model, see ``classifier_loading``;
+        RunFailed where the Hub cannot be reached.
         """
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         tokenizer = load_tokenizer(model_path, chat_template=chat_template, **source)
         adapter = adapter_config(model_path, revision)
+        wanted = {"dtype": dtype, "heads": heads, "pooling": pooling, **source, **model_options}
         if adapter is None:
-            loaded = load_classifier(
-                model_path, dtype=dtype, new_head=new_head, pooling=pooling, **source, **model_options
-            )
+            loaded = load_classifier(model_path, new_head=new_head, **wanted)
         else:
-            loaded = load_merged(
-                model_path, adapter, vocabulary=len(tokenizer), dtype=dtype, pooling=pooling, **source, **model_options
-            )
+            loaded = load_merged(model_path, adapter, vocabulary=len(tokenizer), **wanted)
         model = cls(loaded.model, tokenizer, loaded.pooling)
         model.fresh_layers = loaded.fresh_layers
         if model.fresh_layers:
@@ -282,6 +290,20 @@ class RewardModel(nn.Module):
         self.config.get_text_config().pad_token_id = tokenizer.pad_token_id
         self.layout = replace(self.layout, pad_id=self.pad_id)
 
+    def merge_heads(self) -> None:
+        """Put one head in the place of several whose scores are added up; the score stays the same, up to rounding.
+
+        Raises InputError where they are combined in another way.
+        """
+        weights = self.heads.sum_weights()
+        [head] = [layer for layer in self.model.modules() if isinstance(layer, Float32Linear)]
+        for name, parameter in list(head.named_parameters()):
+            merged = torch.tensordot(weights, parameter.data.float(), dims=1).unsqueeze(0).to(parameter.dtype)
+            setattr(head, name, nn.Parameter(merged))
+        head.out_features = self.model.num_labels = 1
+        self.heads = ONE_HEAD
+        self.heads.describe_in(self.config)
+
     def save_pretrained(self, folder: str | os.PathLike, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save a stock folder: weights, config, tokenizer and the chat template that carries the special tokens.
 
@@ -295,6 +317,7 @@ class RewardModel(nn.Module):
             state_dict = {name.removeprefix("model."): tensor for name, tensor in own}
         if self.adapter is not None:
             save_adapter(self.adapter, Path(folder), state_dict)
+            self.heads.save_beside_adapter(Path(folder))
         else:
             self.model.save_pretrained(folder, state_dict=state_dict)
         if self.pooling != "last":
@@ -331,6 +354,7 @@ class RewardModel(nn.Module):
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "pad_token_is_eos": tokenizer.pad_token_id is not None and tokenizer.pad_token_id == tokenizer.eos_token_id,
             "revision": getattr(self.config, "_commit_hash", None),
+            **({} if self.heads.are_plain else {"heads": self.heads.as_facts()}),
         }
 
 
@@ -355,11 +379,12 @@ class Float32Linear(nn.Linear):
 
 
 def _compute_head_in_float32(model: PreTrainedModel) -> None:
-    # The last linear layer with one output is the head. Only its arithmetic changes: the weights keep their names, so
-    # the saved folder stays stock, and it is still called as a module, as ZeRO-3's gathering hooks need.
-    heads = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.out_features == 1]
-    if heads:
-        heads[-1].__class__ = Float32Linear
+    # The last linear layer with an output a head holds them all. Only its arithmetic changes: the weights keep their
+    # names, so the saved folder stays stock, and it is still called as a module, as ZeRO-3's gathering hooks need.
+    heads = model.config.num_labels
+    layers = [layer for layer in model.modules() if type(layer) is nn.Linear and layer.out_features == heads]
+    if layers:
+        layers[-1].__class__ = Float32Linear
 
 
 def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:

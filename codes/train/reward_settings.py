@@ -11,9 +11,15 @@ from codes.common.cli import require_files
 from codes.common.records import InputError
 from codes.train.adapters import LoraSettings, require_peft, require_quantization
 from codes.train.losses import ORIGINAL
+from codes.train.reward_heads import ONE_HEAD, WEIGHTED, RewardHeads, ensemble_heads, is_head_name
 from codes.train.training_data import OTHER_PROMPT, EncodingSettings, WeightedFile, weighted_file
 
 TEMPERATURE_LEARNING_RATE = 1e-3
+# Settings of the training mode's loss, besides those that it has by itself.
+ACT_ON_THE_PREFERENCE = (
+    *("learned_temperature", "bias_weights", "original_weight", "in_batch_negatives"),
+    *("center_rewards_coefficient", "length_penalty_coefficient"),
+)
 
 
 @dataclass
@@ -77,6 +83,48 @@ class RewardSettings:
         metadata={
             "help": "weight of the squared covariance of reward and log2 of the answer's characters within groups, "
             "over the groups of one forward on one device; at least 0"
+        },
+    )
+    heads: int = field(
+        default=1,
+        metadata={"help": "reward heads on the one trunk, an ensemble; the loss is the mean of the heads' losses"},
+    )
+    head_rule: Literal["mean", "minimum", "penalised"] | None = field(
+        default=None,
+        metadata={
+            "help": "what makes the heads' scores the model's score, saved with it; penalised: their mean less a "
+            "multiple of their variance (default: mean)"
+        },
+    )
+    head_penalty: float | None = field(
+        default=None, metadata={"help": "that multiple, at least 0 (default: 1), of --head_rule penalised"}
+    )
+    head_bootstrap: bool = field(
+        default=False,
+        metadata={
+            "help": "every head counts a group as often as a draw of its own by the seed says (Poisson, mean 1), so "
+            "that heads differ more; without, each learns from all groups"
+        },
+    )
+    objectives: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "names in the records' `rewards`; each gets a head, which learns to order a group's answers as "
+            "these ratings do"
+        },
+    )
+    objective_weights: str | None = field(
+        default=None,
+        metadata={
+            "help": "as helpfulness=1,verbosity=-0.5: the model's score is the sum of the objectives' times their "
+            "weights, saved with it; 1 where an objective is not named"
+        },
+    )
+    preference_weight: float | None = field(
+        default=None,
+        metadata={
+            "help": "weight of the loss of --training_mode on the model's score, added to that of the objectives; at "
+            "least 0 (default: 1)"
         },
     )
     pooling: Literal["last", "mean", "weighted"] | None = field(
@@ -167,12 +215,30 @@ class RewardSettings:
             verified_only=self.verified_only,
             in_batch_negatives=self.in_batch_negatives,
             seed=seed if self.in_batch_negatives else 0,
+            objectives=tuple(self.objectives or ()),
         )
+
+    @property
+    def prefers_over_the_first_only(self) -> bool:
+        """Whether the training mode's loss does not look at the rejected answers after the first."""
+        return self.training_mode != "contrast" and self.pairs == "first"
 
     @property
     def first_rejected_only(self) -> bool:
         """Whether the rejected answers after the first take no part."""
-        return self.training_mode != "contrast" and self.pairs == "first"
+        return self.prefers_over_the_first_only and not self.objectives
+
+    @property
+    def reward_heads(self) -> RewardHeads:
+        """The heads to be trained."""
+        if self.objectives:
+            given = parse_weights("--objective_weights", self.objective_weights)
+            weights = {name: given.get(name, 1.0) for name in self.objectives}
+            return RewardHeads(tuple(self.objectives), WEIGHTED, weights=weights)
+        if self.heads == 1:
+            return ONE_HEAD
+        penalty = 1.0 if self.head_penalty is None else self.head_penalty
+        return ensemble_heads(self.heads, self.head_rule or "mean", penalty)
 
     @property
     def lora(self) -> LoraSettings | None:
@@ -182,13 +248,16 @@ class RewardSettings:
         targets = tuple(self.lora_target_modules or ["all-linear"])
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout or 0.0, targets, self.qlora)
 
-    def objective(self, label_smoothing: float) -> dict:
-        """The arguments of ``losses.group_losses``; the temperature is where a learned one starts."""
+    def objective(self, label_smoothing: float, seed: int) -> dict:
+        """The arguments of ``head_losses``; the temperature is where a learned one starts."""
         names = ("training_mode", "pairs", "temperature", "margin", "original_weight", "center_rewards_coefficient")
+        preference = 1.0 if self.preference_weight is None else self.preference_weight
         return {
             **{name: getattr(self, name) for name in (*names, "length_penalty_coefficient")},
             "bias_weights": parse_bias_weights(self.bias_weights),
             "label_smoothing": label_smoothing,
+            "preference_weight": preference if self.objectives else None,
+            "bootstrap_seed": seed if self.head_bootstrap else None,
         }
 
 
@@ -200,6 +269,7 @@ def check_settings(settings: RewardSettings) -> None:
         require_number(f"--{name}", getattr(settings, name), "at least 0", getattr(settings, name) >= 0)
     require_number("--max_length", settings.max_length, "at least 1", settings.max_length >= 1)
     _check_adapter_settings(settings)
+    _check_head_settings(settings)
     budget = settings.tokens_per_device_batch
     require_number("--tokens_per_device_batch", budget or 0, "at least 1", budget is None or budget >= 1)
     parse_bias_weights(settings.bias_weights)
@@ -209,7 +279,7 @@ def check_settings(settings: RewardSettings) -> None:
         raise InputError("--temperature_learning_rate: the temperature is fixed; add --learned_temperature")
     if settings.learned_temperature and settings.training_mode != "contrast":
         raise InputError("--learned_temperature: only --training_mode contrast has a temperature")
-    if settings.first_rejected_only:
+    if settings.prefers_over_the_first_only:
         for name in ("bias_weights", "original_weight", "in_batch_negatives"):
             if getattr(settings, name) not in (None, 0):
                 raise InputError(f"--{name}: has no effect on the first rejected answer alone; add --pairs all")
@@ -240,18 +310,64 @@ def _check_adapter_settings(settings: RewardSettings) -> None:
         require_quantization("--qlora")
 
 
+def _check_head_settings(settings: RewardSettings) -> None:
+    require_number("--heads", settings.heads, "of at least 1", settings.heads >= 1)
+    if settings.heads > 1 and settings.objectives:
+        raise InputError("--heads: with --objectives there is a head for each of them; leave --heads out")
+    for name in ("head_rule", "head_penalty", "head_bootstrap"):
+        if settings.heads == 1 and getattr(settings, name) not in (None, False):
+            raise InputError(f"--{name}: belongs to an ensemble of heads; add --heads")
+    penalty = settings.head_penalty
+    require_number("--head_penalty", penalty or 0, "of at least 0", penalty is None or penalty >= 0)
+    if penalty is not None and settings.head_rule != "penalised":
+        raise InputError("--head_penalty: only --head_rule penalised has one")
+    for name in ("objective_weights", "preference_weight"):
+        if settings.objectives is None and getattr(settings, name) is not None:
+            raise InputError(f"--{name}: belongs to several objectives; add --objectives")
+    if settings.objectives is not None:
+        _check_objectives(settings)
+
+
+def _check_objectives(settings: RewardSettings) -> None:
+    names = settings.objectives
+    for name in names:
+        if not is_head_name(name):
+            raise InputError(f"--objectives: {name!r} is no name: empty, spaces around it, '=', ',' or unprintable")
+        if names.count(name) > 1:
+            raise InputError(f"--objectives: {name!r} is named twice")
+    weights = parse_weights("--objective_weights", settings.objective_weights)
+    if unknown := sorted(weights.keys() - set(names)):
+        raise InputError(f"--objective_weights: {unknown[0]!r} is none of the objectives {', '.join(names)}")
+    if not any(settings.reward_heads.weights.values()):
+        raise InputError("--objective_weights: all are 0, and every score would be")
+    preference = settings.preference_weight
+    require_number("--preference_weight", preference or 0, "of at least 0", preference is None or preference >= 0)
+    if preference == 0:
+        for name in ACT_ON_THE_PREFERENCE:
+            if getattr(settings, name) not in (None, False, 0):
+                raise InputError(f"--{name}: has no effect with --preference_weight 0")
+
+
 def parse_bias_weights(text: str | None) -> dict[str, float]:
     """``length=2,authority=0.5`` as a mapping. Raises InputError for anything else, and for weights below 0."""
+    weights = parse_weights("--bias_weights", text)
+    for name, weight in weights.items():
+        require_number(f"--bias_weights: {name}", weight, "of at least 0", weight >= 0)
+    return weights
+
+
+def parse_weights(flag: str, text: str | None) -> dict[str, float]:
+    """``NAME=WEIGHT,NAME=WEIGHT`` as a mapping, empty for None. Raises InputError for anything else."""
     weights: dict[str, float] = {}
     for entry in text.split(",") if text is not None else ():
         name, _, number = (part.strip() for part in entry.partition("="))
         try:
             weight = float(number)
         except ValueError:
-            raise InputError(f"--bias_weights: {entry!r} is not of the form NAME=WEIGHT") from None
+            raise InputError(f"{flag}: {entry!r} is not of the form NAME=WEIGHT") from None
         if not name or name in weights:
-            raise InputError(f"--bias_weights: {entry!r} names {'a bias twice' if name else 'no bias'}")
-        require_number(f"--bias_weights: {name}", weight, "of at least 0", weight >= 0)
+            raise InputError(f"{flag}: {entry!r} " + ("is named twice" if name else "names nothing"))
+        require_number(f"{flag}: {name}", weight, "that is finite", True)
         weights[name] = weight
     return weights
 
@@ -269,6 +385,13 @@ def check_bias_types(settings: RewardSettings, rejected_by_bias_type: Mapping[st
         )
     if settings.original_weight is not None and ORIGINAL not in known:
         raise InputError("--original_weight: the data has no original rejected answers")
+
+
+def check_objectives_are_rated(settings: RewardSettings, rated_pairs: Mapping[str, int]) -> None:
+    """Refuse an objective that this data says nothing about."""
+    for name in settings.objectives or ():
+        if not rated_pairs.get(name):
+            raise InputError(f"--objectives: the data rates no two answers of a group differently by {name!r}")
 
 
 def require_number(flag: str, value: float, wanted: str, holds: bool) -> None:

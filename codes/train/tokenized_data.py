@@ -46,7 +46,7 @@ GROUPS_FILE, COUNTS_FILE = "groups.arrow", "counts.json"
 INT_LIST = pa.list_(pa.int32())
 SCHEMA = pa.schema(
     {"ids": INT_LIST, "lengths": INT_LIST, "characters": INT_LIST, "bias_types": pa.list_(pa.string())}
-    | {"prefix": pa.int32()}
+    | {"ratings": pa.list_(pa.float64()), "prefix": pa.int32()}
 )
 CHUNK = 256  # Records that are encoded, and written, at a time.
 # Bytes of records below which starting processes takes longer than tokenizing does.
@@ -77,13 +77,15 @@ class TokenizedFile:
     def group(self, place: int, index: int) -> EncodedGroup:
         """The group at a place in this file, under its index in the whole data set."""
         row = self._rows[place]
-        ids, lengths, characters, bias_types = (row.column(name)[0].values for name in SCHEMA.names[:4])
+        ids, lengths, characters, bias_types, ratings = (row.column(name)[0].values for name in SCHEMA.names[:5])
         ends = np.cumsum(lengths.to_numpy())
+        objectives = len(ratings) // len(lengths)
         return EncodedGroup(
             index=index,
             answers=tuple(answer.tolist() for answer in np.split(ids.to_numpy(), ends[:-1])),
             answer_characters=tuple(characters.to_pylist()),
             bias_types=tuple(bias_types.to_pylist()),
+            ratings=tuple(zip(*[iter(ratings.to_pylist())] * objectives)),
         )
 
 

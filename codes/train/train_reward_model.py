@@ -40,7 +40,7 @@ from codes.train.folder_lock import folder_lock
 from codes.train.hub_upload import push_model
 from codes.train.model_card import write_model_card
 from codes.train.reward_model import RewardModel
-from codes.train.reward_settings import RewardSettings, check_bias_types
+from codes.train.reward_settings import RewardSettings, check_bias_types, check_objectives_are_rated
 from codes.train.stopping import StoppingSettings
 from codes.train.tokenized_data import check_small_file, tokenized_file
 from codes.train.train_settings import (
@@ -86,7 +86,7 @@ def _train(settings: RewardSettings, stopping: StoppingSettings, training_argume
         args=training_arguments,
         train_dataset=train_data,
         eval_dataset=eval_data,
-        objective=settings.objective(training_arguments.label_smoothing_factor),
+        objective=settings.objective(training_arguments.label_smoothing_factor, data_seed(training_arguments)),
         tokens_per_device_batch=settings.tokens_per_device_batch,
         temperature_learning_rate=settings.temperature_learning_rate,
         stopping=stopping,
@@ -215,6 +215,7 @@ def _tokenized(
     try:
         train_data = groups(settings.train_files, encoding)
         check_bias_types(settings, train_data.counts.rejected_by_bias_type)
+        check_objectives_are_rated(settings, train_data.counts.rated_pairs)
         groups_an_epoch = len(train_data.order(seed=None))
         if training_arguments.dataloader_drop_last and groups_an_epoch < training_arguments.train_batch_size:
             raise InputError(
@@ -249,6 +250,7 @@ def _load_model(settings: RewardSettings, training_arguments: RewardTrainingArgu
         settings.model_name_or_path,
         dtype=dtype,
         new_head=True,
+        heads=settings.reward_heads,
         pooling=settings.pooling,
         chat_template=settings.chat_template,
         revision=settings.revision,
@@ -275,14 +277,15 @@ def _configuration(
     """What a resumed run must share with the one it continues."""
     arguments = training_arguments
     batches = arguments.gradient_accumulation_steps * arguments.world_size
-    budget = settings.tokens_per_device_batch
+    budget, heads = settings.tokens_per_device_batch, settings.reward_heads
     step = {"groups_per_step": arguments.train_batch_size * batches}
     if budget is not None:
         step = {"tokens_per_device_batch": budget, "batches_per_step": batches}
     return {
         "model_name_or_path": settings.model_name_or_path,
         "revision": settings.revision,
-        **settings.objective(arguments.label_smoothing_factor),
+        **settings.objective(arguments.label_smoothing_factor, data_seed(arguments)),
+        "reward_heads": None if heads.are_plain else heads.as_facts(),
         "learned_temperature": settings.learned_temperature,
         "temperature_learning_rate": settings.learned_temperature and settings.temperature_learning_rate,
         "in_batch_negatives": settings.in_batch_negatives,

@@ -18,6 +18,7 @@ from codes.common.conversation import first_line
 from codes.common.records import InputError
 from codes.train.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from codes.train.checkpoints import accumulation_for, checkpoint_to_resume, needs_universal, written_under_deepspeed
+from codes.train.reward_heads import ADAPTER_HEADS
 from codes.train.reward_settings import RewardSettings, check_settings, require_number
 from codes.train.stopping import StoppingSettings
 from codes.train.trainer import TEMPERATURE_FILE
@@ -245,6 +246,6 @@ def data_seed(training_arguments: TrainingArguments) -> int:
 def files_of_a_run(output_dir: str | os.PathLike) -> list[Path]:
     """What a run left in a folder: checkpoints, weights, metrics and provenance."""
     folder = Path(output_dir)
-    weights = ("model*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+    weights = ("model*.safetensors", "model.safetensors.index.json", ADAPTER_WEIGHTS, ADAPTER_CONFIG, ADAPTER_HEADS)
     names = ("checkpoint-*", *weights, TEMPERATURE_FILE, METRICS_FILE, FIGURE_FILE, "run_info.json")
     return sorted({path for name in names for path in folder.glob(name)})

@@ -29,8 +29,8 @@ from codes.train.batches import (
     GroupDataset,
 )
 from codes.train.checkpoints import newest_whole_checkpoint, repair_loaded_groups
+from codes.train.head_losses import head_losses
 from codes.train.hub_upload import hub_failures_named, push_checkpoint
-from codes.train.losses import group_losses
 from codes.train.scored_batches import (
     ScoredBatch,
     all_finite,
@@ -55,7 +55,7 @@ REMEDY = "a lower --learning_rate, --warmup_steps or --bf16 in place of --fp16 m
 
 
 class RewardTrainer(Trainer):
-    """Trains a ``RewardModel`` on a ``GroupDataset``; ``objective`` holds the arguments of ``group_losses``.
+    """Trains a ``RewardModel`` on a ``GroupDataset``; ``objective`` holds the arguments of ``head_losses``.
 
     A batch holds ``per_device_train_batch_size`` groups, or with ``tokens_per_device_batch`` as many as that allows.
     """
@@ -186,12 +186,12 @@ class RewardTrainer(Trainer):
         return (loss, scores) if return_outputs else loss
 
     def _group_losses(self, model, inputs: dict, **objective) -> tuple[BatchGroups, torch.Tensor, torch.Tensor]:
-        groups = inputs["groups"]
-        scores = model(**inputs["inputs"])
+        """The groups, their losses [groups], and the answers' combined scores [answers]."""
+        groups, heads = inputs["groups"], self.model.heads
+        scores = model(**inputs["inputs"], per_head=True)
         if self.model.learned_temperature is not None:
             objective["temperature"] = self.model.temperature
-        facts = {"bias_types": groups.bias_types, "answer_characters": groups.answer_characters}
-        return groups, group_losses(scores, groups.group_sizes, **objective, **facts), scores
+        return groups, head_losses(scores, groups, heads, **objective), heads.combined(scores)
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Score every group once over all ranks: the same figures at any world size."""
@@ -199,8 +199,9 @@ class RewardTrainer(Trainer):
         model = self.model_wrapped
         model.eval()
         batches = []
-        # Without the penalty that belongs to a whole forward: the loss must not depend on how groups are spread.
-        objective = self.objective | {"length_penalty_coefficient": 0.0}
+        # Without the penalty that belongs to a whole forward: the loss must not depend on how groups are spread. And
+        # without the draws of a bootstrap, which are the training groups'.
+        objective = self.objective | {"length_penalty_coefficient": 0.0, "bootstrap_seed": None}
         with torch.no_grad():
             for inputs in self._shown(self.get_eval_dataloader(eval_dataset)):
                 if self.is_in_train and self._on_any_rank(self.stop_signals.received is not None)[0]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ from transformers import PreTrainedTokenizerBase
 
 from codes.common.conversation import encode_group
 from codes.common.prefix_sharing import common_prefix_length
-from codes.common.records import CHOSEN_IS_BEST, InputError, aligned_bias_types, iter_train_records, to_json
+from codes.common.records import (
+    CHOSEN_IS_BEST,
+    InputError,
+    aligned_bias_types,
+    iter_train_records,
+    rewards_of,
+    to_json,
+)
 
 LARGEST_WEIGHT = 1000  # of a file: every group of it so often an epoch
 OTHER_PROMPT = "other_prompt"  # The bias type of a rejected answer that is the chosen one of another prompt.
@@ -31,6 +39,8 @@ class DataCounts:
     cut_prompt_tokens: int = 0
     cut_answer_tokens: int = 0
     tokens: int = 0
+    rated_pairs: dict[str, int] = field(default_factory=dict)
+    groups_without_rated_pair: int = 0
 
     def add(self, other: "DataCounts") -> None:
         """Add the counts of other records to these."""
@@ -50,13 +60,14 @@ class EncodedGroup:
     """One question's answers as token ids, the chosen one first; at least one rejected answer.
 
     ``bias_types`` has an entry a rejected answer, one fewer than the others; ``index`` is the group's place in its
-    data set.
+    data set. ``ratings`` has an entry an answer: its rating by each objective, None where there is none.
     """
 
     index: int
     answers: tuple[list[int], ...]
     answer_characters: tuple[int, ...]
     bias_types: tuple[str, ...]
+    ratings: tuple[tuple[float | None, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,7 @@ class EncodingSettings:
     verified_only: bool = False
     in_batch_negatives: int = 0
     seed: int = 0  # of the draw of in-batch negatives
+    objectives: tuple[str, ...] = ()  # those whose ratings are read
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,8 @@ def with_in_batch_negatives(records: Sequence[dict], per_group: int, seed: int) 
         drawn = np.random.default_rng([seed, index]).choice(len(distinct), per_group + 1, replace=False)
         others = [answers[distinct[i]] for i in drawn if distinct[i] != questions[index]][:per_group]
         biases = [*aligned_bias_types(record), *[OTHER_PROMPT] * per_group]
-        extended.append({**record, "rejected": [*record["rejected"], *others], "bias_type": biases})
+        rewards = rewards_of(record, [*range(len(record["rejected"])), *[None] * per_group])
+        extended.append({**record, "rejected": [*record["rejected"], *others], "bias_type": biases, **rewards})
     return extended
 
 
@@ -143,23 +156,25 @@ def encode_record(
     """The record's row of the tokenized data, or None where no rejected answer is left; ``counts`` is added to.
 
     ``ids`` are those of all answers one after another, the chosen one's first, ``lengths`` and ``characters`` are per
-    answer, ``bias_types`` per rejected answer, and ``prefix`` counts the tokens that all answers begin with. A
-    rejected answer whose ids equal the chosen one's, as truncation can make them, teaches nothing: it is dropped and
-    counted, and so is a group that has none left. Raises InputError where the template refuses the record, naming it.
+    answer, ``bias_types`` per rejected answer, ``ratings`` those of each answer by every objective one answer after
+    another, and ``prefix`` counts the tokens that all answers begin with. A rejected answer whose ids equal the chosen
+    one's, as truncation can make them, teaches nothing: it is dropped and counted, and so is a group that has none
+    left. Raises InputError where the template refuses the record, naming it.
     """
     texts = [record["chosen"], *record["rejected"][: 1 if settings.first_rejected_only else None]]
     try:
         chosen, *rejected = encode_group(tokenizer, record["question"], texts, settings.max_length)
     except InputError as error:
         raise InputError(f"record {record['id']!r}: {error}" if "id" in record else str(error)) from None
-    kept = [(chosen, texts[0], "")]
-    answers = zip(rejected, texts[1:], aligned_bias_types(record))
+    ratings = _ratings(record, settings.objectives)
+    kept = [(chosen, texts[0], "", ratings[0])]
+    answers = zip(rejected, texts[1:], aligned_bias_types(record), ratings[1:])
     kept += [answer for answer in answers if answer[0].ids != chosen.ids]
     counts.dropped_answers_equal_to_chosen += len(texts) - len(kept)
     if len(kept) == 1:
         counts.dropped_groups_without_rejected += 1
         return None
-    encodings = [encoding for encoding, *_ in kept]
+    encodings, texts, biases, ratings = zip(*kept)
     for encoding in encodings:
         counts.conversations_with_cut_prompt += encoding.prompt_cut > 0
         counts.conversations_with_cut_answer += encoding.answer_cut > 0
@@ -168,10 +183,32 @@ def encode_record(
         counts.tokens += len(encoding.ids)
     counts.rejected_answers += len(kept) - 1
     counts.groups += 1
+    _count_rated_pairs(ratings, settings.objectives, counts)
     return {
         "ids": [token for encoding in encodings for token in encoding.ids],
         "lengths": [len(encoding.ids) for encoding in encodings],
-        "characters": [len(text) for _, text, _ in kept],
-        "bias_types": [bias for *_, bias in kept[1:]],
+        "characters": [len(text) for text in texts],
+        "bias_types": biases[1:],
+        "ratings": [rating for of_answer in ratings for rating in of_answer],
         "prefix": common_prefix_length([encoding.ids for encoding in encodings]),
     }
+
+
+def _ratings(record: dict, objectives: Sequence[str]) -> list[tuple[float | None, ...]]:
+    """An entry an answer, the chosen one's first: its rating by each objective."""
+    answers = 1 + len(record["rejected"])
+    unrated = [None] * answers
+    columns = [record.get("rewards", {}).get(name, unrated) for name in objectives]
+    return [tuple(None if c[i] is None else float(c[i]) for c in columns) for i in range(answers)]
+
+
+def _count_rated_pairs(
+    ratings: Sequence[tuple[float | None, ...]], objectives: Sequence[str], counts: DataCounts
+) -> None:
+    """Add the pairs of answers that each objective rates differently, and a group that has none."""
+    found = 0
+    for name, column in zip(objectives, zip(*ratings)):
+        pairs = sum(one != other for one, other in combinations([rating for rating in column if rating is not None], 2))
+        counts.rated_pairs[name] = counts.rated_pairs.get(name, 0) + pairs
+        found += pairs
+    counts.groups_without_rated_pair += bool(objectives) and not found
