@@ -385,7 +385,7 @@ def test_what_is_no_json_object_is_no_ensemble(tmp_path):
 def test_fields_that_an_ensemble_adds_are_never_replaced(three, tmp_path):
     with pytest.raises(InputError, match=r"in\.jsonl:1: field 'disagreement': is there already"):
         score_rows([{**ROWS[0], "disagreement": 1}], tmp_path, *of_ensemble(three), output="rows")
-    with pytest.raises(InputError, match="--score_field member_scores: is a field that --scorer ensemble adds"):
+    with pytest.raises(InputError, match="--score_field member_scores: is a field that is added"):
         score_rows(ROWS, tmp_path, *of_ensemble(three, "--score_field", "member_scores"), output="rows")
     rows = score_rows([{**ROWS[0], "disagreement": 1}], tmp_path, "--scorer", "length", output="rows")
     assert rows[0]["disagreement"] == 1

@@ -77,7 +77,7 @@ def test_a_rate_that_a_member_does_not_have_leaves_no_average_member():
 
 def test_all_rules_follow_from_the_members_scores():
     matrix = np.random.default_rng(0).normal(size=(9, 3))
-    scored = EnsembleScores({}, set(), set(), {f"k{i}": row for i, row in enumerate(matrix.tolist())}, {})
+    scored = EnsembleScores(members={f"k{i}": row for i, row in enumerate(matrix.tolist())})
     members, rules = member_and_rule_scores(scored, penalty=2.0)
     for place, member in enumerate(members):
         assert list(member.values.values()) == matrix[:, place].tolist()
