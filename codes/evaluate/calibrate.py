@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.cli import command_parser, positive_int, random_seed, require_files, run_main
+from codes.common.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.common.records import InputError, file_sha256, write_json
 from codes.common.run_info import configuration_difference
 from codes.evaluate.calibration import (
@@ -30,7 +31,6 @@ from codes.evaluate.calibration import (
     temperature_interval,
     temperatures_without_fold,
 )
-from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.metrics import accuracy
 from codes.evaluate.results import (
     SCHEMA_VERSION,

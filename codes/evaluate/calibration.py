@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from codes.common.folds import held_out_folds as held_out_folds  # imported from here by who calibrates
 from codes.evaluate.metrics import (
     BOOTSTRAP_RESAMPLES,
     cluster_draws,
@@ -96,12 +97,6 @@ def temperature_interval(
     found = [fit_temperatures(margins, part[:, index]) for part in draws]
     low, high = np.percentile(np.concatenate(found), [2.5, 97.5], method="inverted_cdf")
     return [float(low), float(high)] if np.isfinite(high) else None
-
-
-def held_out_folds(clusters: Sequence[str], folds: int, seed: int) -> np.ndarray:
-    """The fold of each pair, [pairs], from 0: whole clusters, shuffled by the seed, in folds of about equal numbers."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) % folds)[index]
 
 
 def temperatures_without_fold(margins: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
