@@ -94,6 +94,33 @@ def test_nearly_the_same_chosen_answers_count_where_their_questions_differ(tmp_p
     assert [1, 2] not in pairs
 
 
+def test_a_long_system_turn_that_all_share_makes_no_questions_alike(tmp_path):
+    system = {"role": "system", "content": f"{LONG}. " * 5}
+    questions = (
+        [system, {"role": "user", "content": text}] for text in ("What is rust?", "Who was Ada?", "Why is it so?")
+    )
+    rows = [record(question, f"a{i}", f"b{i}") for i, question in enumerate(questions)]
+    rows.append(record("Who was Ada?", "c", "d"))
+    questions = inspect(tmp_path, write(tmp_path / "train.jsonl", rows))["duplicates"]["question"]["train"]
+    assert (questions["distinct"], questions["texts_in_near_clusters"]) == (4, 2)
+    assert questions["near"][0]["similarity"] == 1
+
+
+def test_style_is_counted_even_where_no_sampled_record_is_used(tmp_path):
+    rows = [{**plain(i), "verify_correctness": "FAILED"} for i in range(9)] + [plain(20)]
+    found = inspect(tmp_path, write(tmp_path / "train.jsonl", rows), style_records=1)
+    assert found["style"]["records"] == 1
+
+
+def test_names_from_the_data_cannot_steer_the_terminal(tmp_path, capsys):
+    evil = "\x1b[31mred"
+    rows = [record(f"What is {i}?", f"{'x ' * 30}{i}", "y", bias_type=[evil]) for i in range(30)]
+    inspect(tmp_path, write(tmp_path / "train.jsonl", rows))
+    told = capsys.readouterr().out
+    assert "\\x1b[31mred" in told
+    assert "\x1b" not in told
+
+
 def test_a_conversation_is_compared_whole_and_answers_by_case_and_inner_white_space():
     assert question_name("A  b\nC") == question_name(" a B c")
     assert answer_name(" if a:\n  b ") == answer_name("if a:\n  b")

@@ -67,6 +67,8 @@ def test_a_rule_is_right_where_the_chosen_answer_has_more_and_ties_are_coin_flip
     assert figures["of_all_pairs"] == (3 + 1) / 6
     low, high = figures["ci95"]["accuracy"]
     assert low < 3 / 4 < high
+    low, high = figures["ci95"]["of_all_pairs"]
+    assert low < 4 / 6 < high
     nothing = rule_figures(np.zeros(4), np.arange(4))
     assert (nothing["accuracy"], nothing["of_all_pairs"], nothing["ci95"]["accuracy"]) == (None, 0.5, None)
 

@@ -16,6 +16,7 @@ BIAS_OF_COUNT = {
 }
 NOTICED_SHARE = 0.01  # of records, conversations or answers, from which on a loss is worth a word
 OUTNUMBERED = 2  # biased rejected answers for each original one
+TOLD_BY_LENGTH = 0.75  # of a bias's pairs that a rule of length gets right
 LONG_GROUPS = 4  # times the median, in tokens
 
 Suggestion = dict[str, str]
@@ -23,7 +24,8 @@ Suggestion = dict[str, str]
 
 def suggestions(result: Mapping) -> list[Suggestion]:
     """Findings, the gravest first: ``finding`` says what was found, ``remedy`` what mends it."""
-    found = (*_leakage(result), *_contradictions(result), *_shortcuts(result), *_tokens(result), *_balance(result))
+    found = (*_leakage(result), *_contradictions(result), *_shortcuts(result), *_length_in_biases(result))
+    found += (*_tokens(result), *_balance(result))
     return [{"finding": finding, "remedy": remedy} for finding, remedy in found]
 
 
@@ -69,8 +71,6 @@ def _contradictions(result: Mapping) -> Iterator[tuple[str, str]]:
 
 def _shortcuts(result: Mapping) -> Iterator[tuple[str, str]]:
     """One for each bias, by its strongest rule."""
-    if result["style"] is None:
-        return
     rules = [(name, figures) for name, figures in result["style"]["all"]["rules"].items() if figures["is_shortcut"]]
     rules.sort(key=lambda rule: -abs(rule[1]["of_all_pairs"] - 0.5))
     told = set()
@@ -86,6 +86,22 @@ def _shortcuts(result: Mapping) -> Iterator[tuple[str, str]]:
         yield (
             f'the rule "{rule_name(name, figures)}" alone gets {right:.0%} of the pairs right',
             ", or ".join(remedies) or "more pairs in which it is the other way round; see them with --page",
+        )
+
+
+def _length_in_biases(result: Mapping) -> Iterator[tuple[str, str]]:
+    """Biases whose pairs can be told apart by length, which then is what they may teach."""
+    told = {}
+    for bias, style in result["style"]["by_bias_type"].items():
+        figures = style["rules"]["characters"]
+        right = max(figures["of_all_pairs"], 1 - figures["of_all_pairs"])
+        if bias not in ("original", "length") and figures["is_shortcut"] and right >= TOLD_BY_LENGTH:
+            told[bias] = f"{bias}: {rule_name('characters', figures)}, {right:.0%}"
+    if told:
+        weights = ",".join(f"{bias}=0.5" for bias in told)
+        yield (
+            f"length tells the pairs of some biases apart, so they may teach length ({'; '.join(told.values())})",
+            f"--length_penalty_coefficient 0.1 in training, or --bias_weights {weights}",
         )
 
 

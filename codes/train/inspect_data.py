@@ -4,13 +4,15 @@
     python -m codes.train.inspect_data a.jsonl b.jsonl:0.3 --eval_data_path dev.jsonl --clean_dir output/clean
 
 Prints what it found and what it suggests, each with the flag or command that mends it; -o writes every figure with
-examples. Texts are the same where they differ in white space (questions: and case) alone, and nearly the same where
-the Jaccard similarity of their word shingles is at least --threshold. --clean_dir copies the training files without
-records that ask what the evaluation data asks, that contradict another record, or that stand before word for word.
-Without a model there are no tokens, only characters.
+examples, --page a page to read them on. Questions are the same where they differ in white space and case alone,
+answers in white space around them; both are nearly the same where the Jaccard similarity of their word shingles is at
+least --threshold (system turns do not count). --clean_dir copies the training files without records that ask what the
+evaluation data asks, that contradict another record, or that stand before word for word. Without a model there are no
+tokens, only characters.
 """
 
 import argparse
+import datetime
 import sys
 import tempfile
 from collections import Counter
@@ -19,11 +21,22 @@ from pathlib import Path
 
 import numpy as np
 
-from codes.common.cli import command_parser, positive_float, positive_int, random_seed, require_files, run_main
+from codes.common.cli import (
+    command_parser,
+    positive_float,
+    positive_int,
+    printable,
+    random_seed,
+    require_files,
+    run_main,
+)
+from codes.common.figure_files import refuse_foreign_figure
+from codes.common.page import refuse_no_page
 from codes.common.records import InputError, file_sha256, replace_file, write_json
 from codes.common.result_files import SCHEMA_VERSION, aligned_table, rate_cell, refuse_other_format
 from codes.common.run_info import redact
 from codes.train.data_suggestions import suggestions
+from codes.train.inspect_page import draw_inspection, inspection_page
 from codes.train.inspected_records import EVAL, SIDES, TRAIN, InspectedRecords, ReadingSettings
 from codes.train.near_duplicates import banding, miss_probability
 from codes.train.repeated_texts import Contradictions, RepeatedTexts
@@ -63,8 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     result["suggestions"] = suggestions(result)
     result["cleaned"] = _clean(records, repeated["question"], contradictions, targets)
     result |= {"settings": _settings(args), "provenance": {"files": _files(files)}}
-    if args.output_file is not None:
-        write_json(args.output_file, result)
+    _write(args, result)
     print_inspection(result)
 
 
@@ -73,6 +85,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("files", nargs="+", metavar="FILE", help="train records, with a weight if wanted: b.jsonl:0.3")
     parser.add_argument("--eval_data_path", nargs="+", default=[], help="records that must not be trained on")
     parser.add_argument("-o", "--output_file", type=Path, help="write all figures and examples as JSON")
+    parser.add_argument("--page", type=Path, help="write a self-contained HTML page, with the texts side by side")
+    parser.add_argument("--figure", type=Path, help="draw rules and lengths into this .png, .svg or .pdf file")
     parser.add_argument("--clean_dir", type=Path, help="copy the training files there without what should not stay")
     model = parser.add_argument_group("tokens and time, as training would have them")
     model.add_argument("--model_name_or_path", help="model whose tokenizer and template count the tokens")
@@ -108,7 +122,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.chat_template:
         require_files([args.chat_template], "--chat_template")
     refuse_other_format(args.output_file, FORMAT)
+    if args.page is not None:
+        refuse_no_page(args.page, "--page")
+    if args.figure is not None:
+        refuse_foreign_figure(args.figure)
     return args
+
+
+def _write(args: argparse.Namespace, result: Mapping) -> None:
+    if args.output_file is not None:
+        write_json(args.output_file, result)
+    if args.page is not None:
+        with replace_file(args.page) as file:
+            file.write(inspection_page(result))
+    if args.figure is not None:
+        draw_inspection(result, args.figure)
 
 
 def _similarity(text: str) -> float:
@@ -168,7 +196,7 @@ def _records_of(records: InspectedRecords, side: int) -> dict:
 
 
 def _character_percentiles(records: InspectedRecords) -> dict[str, int]:
-    values = np.frombuffer(records.conversation_characters, np.int64)
+    values = np.frombuffer(records.conversation_characters, np.int32)
     shares = (50, 90, 95, 99, 100)
     return {str(share): int(np.percentile(values, share, method="inverted_cdf")) for share in shares}
 
@@ -194,7 +222,7 @@ def _style(records: InspectedRecords, threshold: float) -> dict:
 def _tokens_and_time(args: argparse.Namespace, files: Sequence[WeightedFile], encoding: EncodingSettings) -> dict:
     if args.model_name_or_path is None:
         return {"tokens": None, "time": None}
-    # torch and transformers take seconds to import.
+    # What trains takes seconds more to import.
     import transformers
 
     from codes.train import token_figures as figures
@@ -267,17 +295,16 @@ def print_inspection(result: Mapping) -> None:
     rules = sorted(result["style"]["all"]["rules"].items(), key=lambda rule: -abs(rule[1]["of_all_pairs"] - 0.5))[:5]
     rows = []
     for name, figures in rules:
-        right = max(figures["of_all_pairs"], 1 - figures["of_all_pairs"])
-        accuracy = rate_cell(figures["accuracy"], figures["ci95"]["accuracy"])
-        mark = "shortcut" if figures["is_shortcut"] else ""
-        rows.append((rule_name(name, figures), f"{right:.3f}", accuracy, mark))
-    print(aligned_table(("rule", "right, ties as coins", "chosen has more, of those that differ", ""), rows))
+        more_wins = rate_cell(figures["of_all_pairs"], figures["ci95"]["of_all_pairs"])
+        differing = f"{1 - figures['equal'] / result['style']['all']['pairs']:.0%}"
+        rows.append((rule_name(name, figures), more_wins, differing, "shortcut" if figures["is_shortcut"] else ""))
+    print(aligned_table(("rule", "chosen has more, ties as halves", "pairs that differ", ""), rows))
     print(f"\n{_shown_tokens(result)}")
     print("\nsuggestions" if result["suggestions"] else "\nno suggestions")
     for number, entry in enumerate(result["suggestions"], start=1):
-        print(f"{number}. {entry['finding']}\n   -> {entry['remedy']}")
+        print(f"{number}. {printable(entry['finding'])}\n   -> {printable(entry['remedy'])}")
     for entry in result["cleaned"] or []:
-        print(f"cleaned copy {entry['file']}: {entry['kept']} records kept, {entry['left_out']} left out")
+        print(f"cleaned copy {printable(entry['file'])}: {entry['kept']} records kept, {entry['left_out']} left out")
 
 
 def _shown_counts(result: Mapping) -> list[tuple[str, str, str]]:
@@ -311,8 +338,8 @@ def _shown_tokens(result: Mapping) -> str:
         f"{epoch['without_prefix_sharing']} without",
     ]
     if result["time"] is not None:
-        hours = result["time"]["seconds_an_epoch"] / 3600
-        lines.append(f"an epoch takes {hours:.2f} h at {result['time']['tokens_per_second']:.0f} tokens/s")
+        speed, seconds = result["time"]["tokens_per_second"], result["time"]["seconds_an_epoch"]
+        lines.append(f"an epoch takes {datetime.timedelta(seconds=round(seconds))} at {speed:.0f} tokens/s")
     return "\n".join(lines)
 
 

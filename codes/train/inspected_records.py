@@ -1,6 +1,6 @@
 """One pass over files of train records that leaves numbers of every record in memory, and no texts.
 
-About 260 bytes a record stay (168 of them the keys of near-duplicates of question and chosen answer), plus 12 a
+About 220 bytes a record stay (168 of them the keys of near-duplicates of question and chosen answer), plus 12 a
 rejected answer; style is counted on a sample, whose size bounds its time and memory.
 """
 
@@ -14,8 +14,9 @@ from functools import cached_property
 import numpy as np
 
 from codes.common.cli import progress
+from codes.common.conversation import as_messages
 from codes.common.prompt_text import as_text
-from codes.common.records import aligned_bias_types, iter_train_records
+from codes.common.records import Question, aligned_bias_types, iter_train_records
 from codes.train.near_duplicates import MinHash
 from codes.train.record_files import RecordFile
 from codes.train.text_style import STYLE_COUNTS, style_counts
@@ -78,11 +79,14 @@ class InspectedRecords:
         self.signer = MinHash(settings.threshold, settings.shingle_words, seed=settings.seed)
         self.style = StyleSample()
         self._columns = {name: array(kind) for name, kind in _COLUMNS.items()}
-        self.conversation_characters = array("q")
+        self.conversation_characters = array("i")
         total = sum(map(len, self.files))
         with progress(total=total, desc="reading", unit="record") as bar:
             for number, drawn in enumerate(self._drawn_for_style(settings)):
                 self._read(number, drawn, settings, bar)
+        if not self.style.records and (in_training := np.flatnonzero(self.sides == TRAIN)).size:
+            # None of the drawn records is used.
+            self.style.add(self.record(in_training[0]), int(self.column("question")[in_training[0]]))
 
     def _drawn_for_style(self, settings: ReadingSettings) -> list[set[int]]:
         """The places in each file of the training records that style is counted on."""
@@ -112,7 +116,7 @@ class InspectedRecords:
             for column, value in zip(("file", "place", "question", "chosen", "group", "rejected"), values):
                 columns[column].append(value)
             columns["rejected_names"].extend(names[1:])
-            columns["question_keys"].frombytes(self.signer(question).tobytes())
+            columns["question_keys"].frombytes(self.signer(asked(record["question"])).tobytes())
             columns["chosen_keys"].frombytes(self.signer(record["chosen"]).tobytes())
             if in_training:
                 self.conversation_characters.extend(
@@ -156,6 +160,11 @@ _COLUMNS = {
     **{"rejected_names": "Q", "question_keys": "I", "chosen_keys": "I"},
 }
 _DTYPES = {"H": np.uint16, "i": np.int32, "Q": np.uint64, "I": np.uint32}
+
+
+def asked(question: Question) -> str:
+    """What nearness of questions is judged by: without system turns, which many unlike questions may share."""
+    return as_text([message for message in as_messages(question) if message["role"] != "system"])
 
 
 def question_name(question: str) -> int:

@@ -16,7 +16,8 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ from codes.common.records import (
     InputError,
     aligned_bias_types,
     file_sha256,
+    iter_jsonl,
     iter_train_records,
     read_jsonl,
     write_json,
@@ -60,7 +62,11 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "contrastrm-label-noise"
 # What each fold's training is told by this command alone.
-OWN_FLAGS = ("train_data_path", "output_dir", "eval_data_path", "resume_from_checkpoint", "overwrite_output_dir")
+OWN_FLAGS = (
+    *("train_data_path", "output_dir", "eval_data_path", "resume_from_checkpoint", "overwrite_output_dir"),
+    "push_to_hub",
+)
+RECORDS_AT_A_TIME = 4096  # encoded and scored: token ids of all would take much memory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -207,9 +213,14 @@ def _score_fold(
     model.to(training_arguments.device).eval()
     model.share_prefixes(settings.prefix_sharing)
     max_length = fitting_max_length(settings.max_length, model.tokenizer, model.config)
-    records = read_jsonl(folder / "held_out.jsonl")
-    scores = score_records(model, records, max_length, tokens_per_batch)
-    write_jsonl(folder / "scores.jsonl", ({"id": record["id"], "scores": row} for record, row in zip(records, scores)))
+    records = (record for _, record in iter_jsonl(folder / "held_out.jsonl"))
+
+    def rows() -> Iterator[dict]:
+        while some := list(islice(records, RECORDS_AT_A_TIME)):
+            scores = score_records(model, some, max_length, tokens_per_batch)
+            yield from ({"id": record["id"], "scores": row} for record, row in zip(some, scores))
+
+    write_jsonl(folder / "scores.jsonl", rows())
 
 
 @torch.no_grad()

@@ -6,12 +6,12 @@ import numpy as np
 
 from codes.common.prompt_text import as_text
 from codes.common.records import aligned_bias_types
-from codes.train.inspected_records import EVAL, SIDES, TRAIN, InspectedRecords, answer_name, shown
+from codes.train.inspected_records import EVAL, SIDES, TRAIN, InspectedRecords, answer_name, asked, shown
 from codes.train.near_duplicates import NearDuplicates, near_duplicates
 
 # What is compared: the column with its names, and the text of a record.
 TEXTS: dict[str, Callable[[dict], str]] = {
-    "question": lambda record: as_text(record["question"]),
+    "question": lambda record: asked(record["question"]),
     "chosen": lambda record: record["chosen"],
 }
 

@@ -50,27 +50,31 @@ def style_counts(text: str) -> list[int]:
 def rule_figures(differences: np.ndarray, clusters: np.ndarray) -> dict:
     """What "more of it wins" gets right; differences: [pairs], chosen minus rejected; clusters: [pairs], from 0.
 
-    ``accuracy`` is over the pairs that differ, with its 95% interval over clusters (the pairs of a question are not
-    independent); ``of_all_pairs`` takes a tie for a coin flip, so that a rule that rarely applies gains little.
+    ``accuracy`` is over the pairs that differ; ``of_all_pairs`` takes a tie for a coin flip, so that a rule that rarely
+    applies gains little. 95% intervals are over clusters: the pairs of a question are not independent.
     """
-    more, less = differences > 0, differences < 0
+    pairs, more, less = len(differences), differences > 0, differences < 0
     differing = int(more.sum() + less.sum())
-    interval = clustered_wilson_interval(
-        np.bincount(clusters, weights=more), np.bincount(clusters, weights=more | less)
-    )
+
+    def interval(right: np.ndarray, counted: np.ndarray) -> list[float] | None:
+        return clustered_wilson_interval(np.bincount(clusters, weights=right), np.bincount(clusters, weights=counted))
+
     return {
         "chosen_has_more": int(more.sum()),
         "rejected_has_more": int(less.sum()),
-        "equal": len(differences) - differing,
+        "equal": pairs - differing,
         "accuracy": float(more.sum() / differing) if differing else None,
-        "of_all_pairs": float(0.5 + (more.sum() - less.sum()) / (2 * len(differences))) if len(differences) else None,
-        "ci95": {"accuracy": interval},
+        "of_all_pairs": float(0.5 + (more.sum() - less.sum()) / (2 * pairs)) if pairs else None,
+        "ci95": {
+            "accuracy": interval(more, more | less),
+            "of_all_pairs": interval(0.5 * (1 + more - less.astype(float)), np.ones(pairs)),
+        },
     }
 
 
 def is_shortcut(figures: Mapping, threshold: float) -> bool:
     """Whether the rule, or its opposite, is right more often than ``threshold`` over all pairs, and not by chance."""
-    interval = figures["ci95"]["accuracy"]
+    interval = figures["ci95"]["of_all_pairs"]
     beyond = figures["of_all_pairs"] is not None and abs(figures["of_all_pairs"] - 0.5) > threshold - 0.5
     return beyond and interval is not None and not interval[0] <= 0.5 <= interval[1]
 
