@@ -128,3 +128,11 @@ _LEAST_CONTRAST = """(() => {
 def contrast_of(browser: Browser, selectors: Sequence[str]) -> tuple[float, str]:
     """The least contrast (WCAG 2.2) of text and ground among the first elements of each selector, and which it is."""
     return tuple(browser.run(_LEAST_CONTRAST.replace("SEEN", json.dumps(list(selectors)))))
+
+
+def unnamed_controls(browser: Browser) -> int:
+    """How many controls and regions have nothing that a screen reader could call them by."""
+    return browser.run(
+        """[...document.querySelectorAll('button, select, input, a, summary, [role=region]')].filter((e) =>
+        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
+    )

@@ -8,7 +8,7 @@ import pytest
 from codes.common.page import embedded_json
 from codes.common.records import InputError
 from codes.train import inspect_data
-from tests.headless_browser import contrast_of
+from tests.headless_browser import contrast_of, unnamed_controls
 from tests.test_report_page import EVIL, choose, embedded, texts
 
 LONG = (
@@ -137,9 +137,7 @@ def test_the_page_is_used_with_the_keyboard_and_everything_has_a_name(page):
         assert page.run("[...document.querySelectorAll('article')].indexOf(document.activeElement)") == place
     page.key("/")
     assert page.run("document.activeElement.id") == "q"
-    unnamed = """[...document.querySelectorAll('button, select, input, a, summary, [role=region]')].filter((e) =>
-        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
-    assert page.run(unnamed) == 0
+    assert unnamed_controls(page) == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])

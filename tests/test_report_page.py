@@ -13,7 +13,7 @@ from codes.evaluate import eval_reward_bench, eval_rm, report
 from codes.evaluate.read_results import read_results
 from codes.evaluate.report_data import SHIFT_EDGES, page_data
 from tests.conftest import ROOT
-from tests.headless_browser import contrast_of
+from tests.headless_browser import contrast_of, unnamed_controls
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> <!-- & \u2028"
 
@@ -205,9 +205,7 @@ def test_the_page_is_used_with_the_keyboard_and_shows_where_one_is(page):
     page.key("/")
     assert page.run("document.activeElement.id") == "q"
     assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    unnamed = """[...document.querySelectorAll('button, select, input, a, summary, [role=region]')].filter((e) =>
-        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
-    assert page.run(unnamed) == 0
+    assert unnamed_controls(page) == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])

@@ -23,6 +23,7 @@ import numpy as np
 
 from codes.common.cli import (
     command_parser,
+    fraction,
     positive_float,
     positive_int,
     printable,
@@ -106,11 +107,13 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     how.add_argument("--shingle_words", type=positive_int, default=3, help="words of a shingle")
     how.add_argument("--skip_answers", action="store_true", help="look for repeated questions only, not chosen answers")
     how.add_argument("--style_records", type=positive_int, default=20_000, help="records that style is counted on")
-    how.add_argument("--rule_accuracy", type=_above_half, default=0.6, help="from which on a simple rule is a shortcut")
+    how.add_argument("--rule_accuracy", type=fraction, default=0.6, help="from which on a simple rule is a shortcut")
     how.add_argument("--examples", type=positive_int, default=20, help="most examples of each kind")
     how.add_argument("--seed", type=random_seed, default=42, help="of the hashes and of what is sampled")
     args = parser.parse_args(argv)
     require_files(args.eval_data_path, "--eval_data_path")
+    if args.rule_accuracy < 0.5:
+        raise InputError(f"--rule_accuracy {args.rule_accuracy}: a coin gets 0.5")
     if args.keep_unverified and args.verified_only:
         raise InputError("--keep_unverified and --verified_only contradict each other")
     if args.model_name_or_path is None:
@@ -144,14 +147,6 @@ def _similarity(text: str) -> float:
     value = float(text)
     if not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not a number above 0, at most 1")
-    return value
-
-
-def _above_half(text: str) -> float:
-    """Argument type: a number from 0.5 to below 1."""
-    value = float(text)
-    if not 0.5 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0.5 to below 1")
     return value
 
 
