@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -101,3 +102,37 @@ class Browser:
 
     def screenshot(self, path: Path) -> None:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
+
+
+_LEAST_CONTRAST = """(() => {
+    const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
+    const pixel = (color) => {
+      context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
+      return [...context.getImageData(0, 0, 1, 1).data];
+    };
+    const luminance = (color) => pixel(color).slice(0, 3).map((part) => part / 255)
+      .map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4)
+      .reduce((sum, part, i) => sum + part * [.2126, .7152, .0722][i], 0);
+    const ground = (e) => {
+      while (pixel(getComputedStyle(e).backgroundColor)[3] === 0) e = e.parentElement;
+      return e;
+    };
+    const seen = SEEN;
+    return seen.flatMap((selector) => [...document.querySelectorAll(selector)].slice(0, 400).map((e) => {
+      const [a, b] = [luminance(getComputedStyle(e).color), luminance(getComputedStyle(ground(e)).backgroundColor)];
+      return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), selector];
+    })).sort((a, b) => a[0] - b[0])[0];
+})()"""
+
+
+def contrast_of(browser: Browser, selectors: Sequence[str]) -> tuple[float, str]:
+    """The least contrast (WCAG 2.2) of text and ground among the first elements of each selector, and which it is."""
+    return tuple(browser.run(_LEAST_CONTRAST.replace("SEEN", json.dumps(list(selectors)))))
+
+
+def unnamed_controls(browser: Browser) -> int:
+    """How many controls and regions have nothing that a screen reader could call them by."""
+    return browser.run(
+        """[...document.querySelectorAll('button, select, input, a, summary, [role=region]')].filter((e) =>
+        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
+    )

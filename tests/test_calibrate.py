@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
 
+from codes.common.folds import held_out_folds
 from codes.common.records import InputError
 from codes.evaluate import calibrate, eval_benchmark
 from codes.evaluate.calibration import (
     ERRORS,
     calibration_figures,
     fit_temperatures,
-    held_out_folds,
     loss_intervals,
     preference_probability,
     temperature_interval,

@@ -7,9 +7,9 @@ import random
 
 import pytest
 
+from codes.common.figure_files import FIGURE_STARTS
 from codes.common.records import InputError
 from codes.evaluate import eval_reward_bench, eval_rm, report
-from codes.evaluate.figure_files import FIGURE_STARTS
 from codes.evaluate.read_results import read_results
 from codes.evaluate.report_figure import draw_figure
 from codes.evaluate.report_table import as_csv, as_latex, as_markdown, comparison_rows

@@ -13,6 +13,7 @@ from codes.evaluate import eval_reward_bench, eval_rm, report
 from codes.evaluate.read_results import read_results
 from codes.evaluate.report_data import SHIFT_EDGES, page_data
 from tests.conftest import ROOT
+from tests.headless_browser import contrast_of, unnamed_controls
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"> <!-- & \u2028"
 
@@ -204,9 +205,7 @@ def test_the_page_is_used_with_the_keyboard_and_shows_where_one_is(page):
     page.key("/")
     assert page.run("document.activeElement.id") == "q"
     assert page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
-    unnamed = """[...document.querySelectorAll('button, select, input, a, summary, [role=region]')].filter((e) =>
-        !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length))).length"""
-    assert page.run(unnamed) == 0
+    assert unnamed_controls(page) == 0
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -215,27 +214,11 @@ def test_it_fits_a_phone_and_is_legible_in_light_and_dark(page, dark):
     assert page.run("document.documentElement.scrollWidth <= innerWidth")
     assert page.run("Math.min(...[...document.querySelectorAll('figure > svg')].map((s) => s.clientWidth))") > 280
     page.run("document.querySelectorAll('details').forEach((d) => { d.open = true })")
-    contrast = page.run("""(() => {
-        const context = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-        const pixel = (color) => {
-          context.clearRect(0, 0, 1, 1); context.fillStyle = color; context.fillRect(0, 0, 1, 1);
-          return [...context.getImageData(0, 0, 1, 1).data];
-        };
-        const luminance = (color) => pixel(color).slice(0, 3).map((part) => part / 255)
-          .map((part) => part <= .04045 ? part / 12.92 : ((part + .055) / 1.055) ** 2.4)
-          .reduce((sum, part, i) => sum + part * [.2126, .7152, .0722][i], 0);
-        const ground = (e) => {
-          while (pixel(getComputedStyle(e).backgroundColor)[3] === 0) e = e.parentElement;
-          return e;
-        };
-        const seen = ['.value', '.heat .value', '.heat .interval', '.interval', '.lead', '.why', 'th', 'td', '.m0',
-          '.good', '.bad', 'ins', 'figcaption', 'figcaption small', '.about', '.tag.bias', 'header nav a', '.question',
-          '.m1', '.baseline', 'caption', '#count', 'kbd'];
-        return seen.flatMap((selector) => [...document.querySelectorAll(selector)].slice(0, 400).map((e) => {
-          const [a, b] = [luminance(getComputedStyle(e).color), luminance(getComputedStyle(ground(e)).backgroundColor)];
-          return [(Math.max(a, b) + .05) / (Math.min(a, b) + .05), selector];
-        })).sort((a, b) => a[0] - b[0])[0];
-    })()""")
+    seen = (
+        ".value,.heat .value,.heat .interval,.interval,.lead,.why,th,td,.m0,.good,.bad,ins,figcaption,figcaption small"
+    )
+    seen += ",.about,.tag.bias,header nav a,.question,.m1,.baseline,caption,#count,kbd"
+    contrast = contrast_of(page, seen.split(","))
     assert contrast[0] >= 4.5, contrast
 
 

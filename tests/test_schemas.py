@@ -8,10 +8,10 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from referencing import Registry, Resource
 
+from codes.common.result_files import SCHEMA_VERSION
 from codes.evaluate import compare, eval_benchmark, eval_reward_bench, eval_rm
 from codes.evaluate.read_results import read_results
 from codes.evaluate.report_data import page_data
-from codes.evaluate.results import SCHEMA_VERSION
 from tests.conftest import ROOT
 from tests.loopback_server import LoopbackServer, completion
 

@@ -14,6 +14,8 @@ from codes.common.records import InputError, to_json
 STYLE = Path(__file__).with_name("page.css")
 # For pages that show texts and their differences; they stand before the page's own.
 READING_SCRIPT, READING_STYLE = (Path(__file__).with_name(f"reading.{suffix}") for suffix in ("js", "css"))
+# For pages of tables and charts; they stand behind those for reading.
+FIGURES_SCRIPT, FIGURES_STYLE = (Path(__file__).with_name(f"figures.{suffix}") for suffix in ("js", "css"))
 
 
 def html_page(title: str, *, body: str, script: str, data: object, style: str = "") -> str:
@@ -48,14 +50,14 @@ def source_text(*paths: Path) -> str:
     return "".join(path.read_text(encoding="utf-8") for path in paths)
 
 
-def refuse_no_page(output: Path) -> None:
+def refuse_no_page(output: Path, flag: str = "--output") -> None:
     """Raise InputError where a page would replace something that is no page."""
     if output.is_dir():
-        raise InputError(f"--output {output}: is a folder")
+        raise InputError(f"{flag} {output}: is a folder")
     if output.exists():
         with open(output, "rb") as file:
             if file.read(15).lower() != b"<!doctype html>":
-                raise InputError(f"--output {output}: exists and is no HTML page; choose another name")
+                raise InputError(f"{flag} {output}: exists and is no HTML page; choose another name")
 
 
 def embedded_json(data: object) -> str:

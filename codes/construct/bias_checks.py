@@ -9,6 +9,7 @@ fails them all.
 import re
 from collections.abc import Iterable, Iterator
 
+from codes.common import trait_patterns as traits
 from codes.common.answer_units import language, marker_length, normal_space, split_units
 from codes.common.records import content_hash
 from codes.construct import bias_phrases as phrases
@@ -36,7 +37,7 @@ def trait_problems(bias: str, answer: str, reference: str) -> list[str]:
     if bias == "length":
         ratio = len(answer.strip()) / len(reference.strip())
         return [] if ratio >= LENGTH_RATIO[0] else [f"the answer is {ratio:.2f} times as long as the plain one"]
-    if bias == "assertiveness" and _count(phrases.HEDGES, answer) > 0:
+    if bias == "assertiveness" and _count(traits.HEDGES, answer) > 0:
         return ["the answer hedges"]
     strength, plain = trait_strength(bias, answer), trait_strength(bias, reference)
     return (
@@ -135,7 +136,7 @@ def trait_strength(bias: str, answer: str) -> int:
     if bias == "length":
         return len(answer.strip())
     if bias == "beauty":
-        return len(_FORMATTING.findall(answer)) + _count(phrases.EMOJI, answer)
+        return len(_FORMATTING.findall(answer)) + _count(traits.EMOJI, answer)
     if bias == "concreteness":
         return sum(bool(marked) for marked in re.findall(r"\d[\d.,]*", answer))
     return _count({"assertiveness": phrases.CERTAINTY, **_ADDED}[bias], answer)
@@ -149,10 +150,10 @@ def dose(bias: str, original: str, injected: str) -> float:
 
 
 _ADDED = {
-    "authority": phrases.CITATION,
-    "sycophancy": phrases.PRAISE,
-    "sentiment": phrases.JOY,
-    "concreteness": phrases.FIGURE,
+    "authority": traits.CITATION,
+    "sycophancy": traits.PRAISE,
+    "sentiment": traits.JOY,
+    "concreteness": traits.FIGURE,
 }
 
 
@@ -263,7 +264,7 @@ _BOLD = re.compile(r"(?<![A-Za-z0-9])\*\*(?=\S)([^\n]+?)(?<=\S)\*\*(?![A-Za-z0-9
 
 def strip_formatting(text: str) -> str:
     """The words, numbers and punctuation of an answer, without headings, bullets, rules, bold marks and emoji."""
-    text = _BOLD.sub(r"\1", phrases.EMOJI.sub("", text))
+    text = _BOLD.sub(r"\1", traits.EMOJI.sub("", text))
     return normal_space(_LINE_MARKUP.sub("", text))
 
 
@@ -288,7 +289,7 @@ def _beauty_problems(original: str, injected: str) -> list[str]:
 
 _TOKEN = re.compile(r"[0-9]+(?:[.,:/][0-9]+)*|[^\W\d_]+|[^\w\s,.;:!?，。；：！？、]|_")
 _MARKERS = re.compile(
-    f"{phrases.CERTAINTY.pattern}|{phrases.HEDGES.pattern}|\\b(?-i:may|might|will|must)\\b", re.IGNORECASE
+    f"{phrases.CERTAINTY.pattern}|{traits.HEDGES.pattern}|\\b(?-i:may|might|will|must)\\b", re.IGNORECASE
 )
 
 
@@ -329,4 +330,4 @@ def _assertiveness_problems(original: str, injected: str) -> list[str]:
 def _hedges(text: str) -> int:
     """Hedges in the prose; code keeps what looks like one."""
     units = (unit.text for unit in split_units(text)[1] if not unit.verbatim)
-    return sum(_count(phrases.HEDGES, re.sub(r"`[^`]*`", "", text)) for text in units)
+    return sum(_count(traits.HEDGES, re.sub(r"`[^`]*`", "", text)) for text in units)

@@ -7,6 +7,7 @@ Padding, citations and figures cannot: telling them from content needs a reader.
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from codes.common import trait_patterns as traits
 from codes.common.answer_units import Unit, marker_length, split_units
 from codes.construct import bias_phrases as phrases
 from codes.construct.bias_checks import strip_formatting, trait_strength
@@ -44,7 +45,7 @@ def _without_formatting(answer: str) -> str:
         elif line.startswith(("    ", "\t")) and not _LINE_START.match(line):
             out.append(line)  # indented code
         elif not _RULE.match(line):
-            plain = _outside_spans(line, lambda part: _STRONG.sub(r"\1", phrases.EMOJI.sub("", part)))
+            plain = _outside_spans(line, lambda part: _STRONG.sub(r"\1", traits.EMOJI.sub("", part)))
             plain = _LINE_START.sub(r"\1", plain)
             if plain.strip() or not line.strip():
                 out.append(re.sub(r"(?<=\S)[ \t]{2,}(?=\S)", " ", plain).rstrip() if plain != line else line)
@@ -103,7 +104,7 @@ def _without_excitement(answer: str) -> str:
         if body in own:
             return ""
         body = _EXCITED_END.sub(".", body.replace("！", "。"))
-        return _outside_spans(body, lambda part: re.sub(r"[ \t]*(?:" + phrases.EMOJI.pattern + ")+", "", part))
+        return _outside_spans(body, lambda part: re.sub(r"[ \t]*(?:" + traits.EMOJI.pattern + ")+", "", part))
 
     return _each_sentence(answer, sober)
 

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from random import Random
 
+from codes.common import trait_patterns as traits
 from codes.common.answer_units import (
     SPACE,
     Unit,
@@ -281,13 +282,13 @@ def _firm(text: str) -> str:
     start = marker_length(text)
     marker, body = text[:start], text[start:]
     began_upper = body[:1].isupper()
-    while (stripped := phrases.HEDGES.sub("", body)) != body:
+    while (stripped := traits.HEDGES.sub("", body)) != body:
         body = re.sub(r"(?<=\S)[ \t]{2,}", " ", stripped)
         body = re.sub(r"[ \t]+(?=[,.;:!?，。；：！？])|(?<=[,，])\s*[,，]", "", body)
     if began_upper and body.lstrip(" ,，")[:1].islower():
         body = body.lstrip(" ,，")
         body = body[:1].upper() + body[1:]
-    body = phrases.MODAL_HEDGES.sub("will", re.sub(r"\b(?:may|might)(?= have\b)", "must", body))
+    body = traits.MODAL_HEDGES.sub("will", re.sub(r"\b(?:may|might)(?= have\b)", "must", body))
     return marker + body
 
 
@@ -347,7 +348,7 @@ def _has_markup(text: str) -> bool:
 
 def _bold(text: str) -> str:
     """The sentence with its opening words, up to a comma or colon or the first four, in bold; as it is if marked up."""
-    if _has_markup(text) or phrases.EMOJI.search(text):
+    if _has_markup(text) or traits.EMOJI.search(text):
         return text
     match = re.match(
         r"[^,:;，：；。.!?！？\s](?:[^,:;，：；。.!?！？\n]{1,48})(?<=\S)(?=[,:;，：；])"

@@ -6,19 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from codes.common.records import write_json, write_jsonl
+from codes.common.result_files import SCHEMA_VERSION
 from codes.common.run_info import write_run_info
 from codes.evaluate.api import Preferences
 from codes.evaluate.benchmark import AnswerScores, BenchmarkRow
 from codes.evaluate.judge_biases import without_verdict
 from codes.evaluate.ranks import is_first_rank
-from codes.evaluate.results import (
-    SCHEMA_VERSION,
-    model_name,
-    model_reference,
-    refuse_other_results,
-    refuse_other_scorer,
-    result_folder,
-)
+from codes.evaluate.results import model_name, model_reference, refuse_other_results, refuse_other_scorer, result_folder
 from codes.evaluate.score_store import Scores
 from codes.evaluate.scorers import Pair, Scorer, load_scorer
 from codes.evaluate.scoring import score_pairs, self_check_if_asked

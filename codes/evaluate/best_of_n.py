@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.cli import command_parser, positive_int, random_seed, require_files, run_main
+from codes.common.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.common.records import InputError, file_sha256, write_json
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, refuse_other_format
 from codes.evaluate.answer_sets import Answer, read_answers
-from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.metrics import clustered_bootstrap
-from codes.evaluate.results import SCHEMA_VERSION, aligned_table, refuse_other_format
 
 FORMAT = "contrastrm-best-of-n"
 

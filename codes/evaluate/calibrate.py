@@ -18,27 +18,22 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.cli import command_parser, positive_int, random_seed, require_files, run_main
+from codes.common.figure_files import pyplot, refuse_foreign_figure, save_figure
+from codes.common.folds import held_out_folds
 from codes.common.records import InputError, file_sha256, write_json
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, rate_cell, refuse_other_format
 from codes.common.run_info import configuration_difference
 from codes.evaluate.calibration import (
     ERRORS,
     LOSSES,
     calibration_figures,
     fit_temperatures,
-    held_out_folds,
     loss_intervals,
     temperature_interval,
     temperatures_without_fold,
 )
-from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.metrics import accuracy
-from codes.evaluate.results import (
-    SCHEMA_VERSION,
-    aligned_table,
-    rate_cell,
-    refuse_other_format,
-    stored_configuration,
-)
+from codes.evaluate.results import stored_configuration
 from codes.evaluate.scored_pairs import BIAS_PAIRS, ScoredPairs, read_scored_pairs
 from codes.evaluate.stored_temperature import require_storable, store_temperature
 

@@ -108,12 +108,6 @@ def resampled_pairs(
         yield part[:, index]
 
 
-def held_out_folds(clusters: Sequence[str], folds: int, seed: int) -> np.ndarray:
-    """The fold of each pair, [pairs], from 0: whole clusters, shuffled by the seed, in folds of about equal numbers."""
-    names, index = np.unique(np.asarray(clusters), return_inverse=True)
-    return (np.random.default_rng(seed).permutation(len(names)) % folds)[index]
-
-
 def temperatures_without_fold(margins: np.ndarray, fold_of: np.ndarray) -> np.ndarray:
     """For each fold the temperature that fits all the other pairs: [folds]."""
     return fit_temperatures(margins, fold_of[None, :] != np.arange(fold_of.max() + 1)[:, None])

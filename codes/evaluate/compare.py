@@ -15,11 +15,11 @@ from pathlib import Path
 
 from codes.common.cli import RunFailed, command_parser, random_seed, run_main
 from codes.common.records import REFINEMENT_BIAS, write_json
+from codes.common.result_files import aligned_table, refuse_other_format
 from codes.evaluate.bias_summary import RATES
 from codes.evaluate.comparison import FORMAT, SHORT_NAMES, by_name, compare, section_name
 from codes.evaluate.conditions import parse_condition
 from codes.evaluate.read_results import BENCHMARK_AVERAGES, POSITION_FIGURES, Results, figure_at, read_results
-from codes.evaluate.results import aligned_table, refuse_other_format
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from codes.common.records import PAIRWISE_BIASES, REFINEMENT_BIAS, InputError
+from codes.common.result_files import SCHEMA_VERSION
 from codes.evaluate.bias_summary import PairOutcomes, question_name
 from codes.evaluate.metrics import refinement_score
 from codes.evaluate.paired import paired_biases, paired_refinement, paired_reward_bench, paired_rows
@@ -17,7 +18,6 @@ from codes.evaluate.read_results import (
     Results,
     require_same_rows,
 )
-from codes.evaluate.results import SCHEMA_VERSION
 from codes.evaluate.scored_pairs import QUESTION_FIELDS
 
 FORMAT = "contrastrm-comparison"

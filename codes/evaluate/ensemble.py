@@ -31,11 +31,11 @@ from codes.common.records import (
     iter_jsonl,
     write_json,
 )
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, refuse_other_format
 from codes.common.score_rules import RULES
 from codes.evaluate.bias_summary import BIASED_FIELDS, ORIGINAL_FIELDS
 from codes.evaluate.ensemble_scorer import FORMAT, LEAST_MEMBERS, Member, free_memory
 from codes.evaluate.ranks import is_first_rank
-from codes.evaluate.results import SCHEMA_VERSION, aligned_table, refuse_other_format
 from codes.evaluate.score import conversation_of
 from codes.evaluate.scorer_flags import add_model_flags, check_model_flags, local_model_options
 from codes.evaluate.scorers import Conversation

@@ -20,7 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from codes.common.cli import command_parser, positive_int, printable, random_seed, require_files, run_main
+from codes.common.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.common.records import PAIRWISE_BIASES, InputError, file_sha256, iter_jsonl, write_json
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, rate_cell, refuse_other_format
 from codes.evaluate.answer_sets import score_of
 from codes.evaluate.best_of_n import usable_prompts
 from codes.evaluate.bias_data import BiasData, bias_file, read_bias
@@ -36,9 +38,7 @@ from codes.evaluate.ensemble_figures import (
     rates_and_gains,
 )
 from codes.evaluate.ensemble_scorer import EnsembleScorer, EnsembleScores
-from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.ranks import is_first_rank
-from codes.evaluate.results import SCHEMA_VERSION, aligned_table, rate_cell, refuse_other_format
 from codes.evaluate.score import conversation_of
 from codes.evaluate.score_store import Scores
 from codes.evaluate.scorer_flags import add_model_flags, check_model_flags, local_model_options

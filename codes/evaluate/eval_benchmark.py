@@ -15,10 +15,11 @@ from pathlib import Path
 
 from codes.common.cli import EXIT_DONE, command_parser, run_main
 from codes.common.records import InputError, content_hash
+from codes.common.result_files import aligned_table, rate_cell
 from codes.evaluate.benchmark import AnswerScores, Benchmark, BenchmarkRow, length_scores, read_benchmark
 from codes.evaluate.benchmark_run import ResultFiles, load_scorer_for, score_rows, write_results
 from codes.evaluate.pair_benchmarks import EVALBIASBENCH, JUDGEBENCH, LLMBAR, pair_file
-from codes.evaluate.results import add_result_flags, aligned_table, rate_cell, warn_of_replaced_fields
+from codes.evaluate.results import add_result_flags, warn_of_replaced_fields
 from codes.evaluate.rewardbench_2 import REWARDBENCH_2
 from codes.evaluate.rm_bench import RM_BENCH
 from codes.evaluate.scorers import add_scorer_flags, check_scorer_flags

@@ -16,6 +16,7 @@ import numpy as np
 
 from codes.common.cli import EXIT_DONE, command_parser, run_main
 from codes.common.records import FieldError, InputError, check_reward_bench_row, content_hash, iter_jsonl
+from codes.common.result_files import aligned_table, rate_cell
 from codes.evaluate.benchmark import (
     Answers,
     AnswerScores,
@@ -33,7 +34,7 @@ from codes.evaluate.metrics import (
     require_known_subset,
     reward_bench_section,
 )
-from codes.evaluate.results import add_result_flags, aligned_table, rate_cell, warn_of_replaced_fields
+from codes.evaluate.results import add_result_flags, warn_of_replaced_fields
 from codes.evaluate.reward_bench_summary import reward_bench_summary
 from codes.evaluate.scorers import add_scorer_flags, check_scorer_flags
 from codes.evaluate.scoring import exit_status

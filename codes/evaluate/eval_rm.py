@@ -26,6 +26,7 @@ from codes.common.records import (
     write_json,
     write_jsonl,
 )
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, rate_cell
 from codes.common.run_info import write_run_info
 from codes.evaluate.api import Preferences
 from codes.evaluate.bias_data import REFINEMENT_REQUEST, BiasData, bias_file, other_biases, read_bias
@@ -54,12 +55,9 @@ from codes.evaluate.judge_biases import (
 )
 from codes.evaluate.ranks import is_first_rank
 from codes.evaluate.results import (
-    SCHEMA_VERSION,
     add_result_flags,
-    aligned_table,
     model_name,
     model_reference,
-    rate_cell,
     refuse_other_results,
     refuse_other_scorer,
     result_folder,

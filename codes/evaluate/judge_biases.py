@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.records import JUDGE_BIASES, REFINEMENT_BIAS, InputError, check_bias_pair, content_hash, iter_jsonl
+from codes.common.result_files import rate_cell
 from codes.evaluate.api import FAILED, FIRST, SECOND, TIE, UNPARSABLE, Comparison, Preferences, Ratings, missing_verdict
 from codes.evaluate.bias_summary import (
     BIASED_FIELDS,
@@ -23,7 +24,6 @@ from codes.evaluate.bias_summary import (
     question_name,
 )
 from codes.evaluate.metrics import clustered_rate_intervals, mcnemar_exact, ratio
-from codes.evaluate.results import rate_cell
 from codes.evaluate.scorers import Conversation, Pair
 
 POSITION, BANDWAGON = JUDGE_BIASES

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codes.evaluate.figure_files import no_formula, pyplot, save_figure
+from codes.common.figure_files import no_formula, pyplot, save_figure
 from codes.evaluate.objective_choice import Constraint
 from codes.evaluate.objective_scores import Candidates
 from codes.evaluate.objective_summary import Decision

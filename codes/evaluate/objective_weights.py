@@ -11,13 +11,8 @@ from itertools import combinations
 
 import numpy as np
 
-from codes.evaluate.calibration import (
-    NUMBERS_AT_A_TIME,
-    held_out_folds,
-    pair_losses,
-    preference_probability,
-    resampled_pairs,
-)
+from codes.common.folds import held_out_folds
+from codes.evaluate.calibration import NUMBERS_AT_A_TIME, pair_losses, preference_probability, resampled_pairs
 from codes.evaluate.metrics import BOOTSTRAP_RESAMPLES, clustered_bootstrap, clustered_rate_intervals
 from codes.evaluate.objective_scores import Preferences
 

@@ -28,9 +28,10 @@ from codes.common.cli import (
     require_files,
     run_main,
 )
+from codes.common.figure_files import refuse_foreign_figure
 from codes.common.records import InputError, file_sha256, iter_jsonl, write_json, write_jsonl
+from codes.common.result_files import SCHEMA_VERSION, aligned_table, rate_cell, refuse_other_format
 from codes.common.run_info import write_run_info
-from codes.evaluate.figure_files import refuse_foreign_figure
 from codes.evaluate.objective_choice import parse_constraints
 from codes.evaluate.objective_figure import draw_objectives
 from codes.evaluate.objective_scores import (
@@ -43,14 +44,7 @@ from codes.evaluate.objective_scores import (
 )
 from codes.evaluate.objective_summary import Decision, decide, summary
 from codes.evaluate.objective_weights import MOST_NON_NEGATIVE, WithoutMaximum, fit
-from codes.evaluate.results import (
-    SCHEMA_VERSION,
-    aligned_table,
-    rate_cell,
-    refuse_other_format,
-    refuse_other_results,
-    warn_of_replaced_fields,
-)
+from codes.evaluate.results import refuse_other_results, warn_of_replaced_fields
 
 FORMAT = "contrastrm-objectives"
 ADDED_FIELDS = ("reward", "on_pareto_front", "pareto_rank", "meets_constraints", "rank_in_prompt")

@@ -27,15 +27,16 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.cli import EXIT_DONE, RunFailed, command_parser, fraction, positive_float, positive_int, run_main
+from codes.common.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.common.records import InputError, content_hash
+from codes.common.result_files import aligned_table, rate_cell
 from codes.evaluate.api import Ratings
 from codes.evaluate.benchmark_run import ResultFiles, load_scorer_for, write_results
-from codes.evaluate.figure_files import pyplot, refuse_foreign_figure, save_figure
 from codes.evaluate.probe_data import GoodAnswer, read_good_answers
 from codes.evaluate.probe_figures import FAILS, PASSES, UNDECIDED, VERDICTS, probe_figures, score_spread, sham_figures
 from codes.evaluate.probes import DOSES, PROBES, PROBES_VERSION, probed_answers, sham_answers
 from codes.evaluate.ranks import is_first_rank
-from codes.evaluate.results import add_result_flags, aligned_table, rate_cell, warn_of_replaced_fields
+from codes.evaluate.results import add_result_flags, warn_of_replaced_fields
 from codes.evaluate.score_store import Scores
 from codes.evaluate.scorers import Conversation, add_scorer_flags, check_scorer_flags
 from codes.evaluate.scoring import exit_status, score_conversations, self_check_if_asked

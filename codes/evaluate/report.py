@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codes.common.cli import command_parser, positive_int, random_seed, run_main
+from codes.common.figure_files import refuse_foreign_figure
 from codes.common.page import refuse_no_page
 from codes.common.records import InputError, replace_file
-from codes.evaluate.figure_files import refuse_foreign_figure
 from codes.evaluate.read_results import Results, read_results
 from codes.evaluate.report_figure import draw_figure
 from codes.evaluate.report_page import report_page

@@ -2,19 +2,7 @@
 const data = JSON.parse(find("data").textContent);
 const MODELS = data.models;
 const SHAPES = ["circle", "square", "triangle", "diamond", "wedge"];
-const WIDTH = 340; // of a panel, in its own units; panels scale to their column
 
-function svg(name, attributes, ...children) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", name);
-  Object.entries(attributes || {}).forEach(([key, value]) => made.setAttribute(key, value));
-  made.append(...children.filter((child) => child !== null));
-  return made;
-}
-
-const percent = (value, digits = 1) => (value === null || value === undefined ? "–" : signed(100 * value, digits).replace("+", ""));
-const known = (figure) => Boolean(figure) && figure[0] !== null;
-const text = (x, y, content, attributes) => svg("text", { x, y, ...attributes }, document.createTextNode(content));
-const line = (x1, y1, x2, y2, className) => svg("line", { x1, y1, x2, y2, class: className });
 const tone = (model) => (model === null ? "baseline" : `m${model % 7}`);
 
 /* A model's mark; hollow marks stand for original pairs. ``model`` null is the longer answer. */
@@ -41,21 +29,6 @@ function legend(into) {
     entry.append(svg("svg", { viewBox: "0 0 14 14", width: 14, height: 14, "aria-hidden": "true" }, mark(model, 7, 7)), name);
     into.append(entry);
   });
-}
-
-function panel(title, height, label, parts) {
-  const figure = element("figure");
-  figure.append(element("figcaption", "", title));
-  figure.append(svg("svg", { viewBox: `0 0 ${WIDTH} ${height}`, role: "img", "aria-label": label }, ...parts));
-  return figure;
-}
-
-/* Axis lines and their labels at the bottom: ticks are [value, label]. */
-function axis(ticks, place, height, strong) {
-  return ticks.flatMap(([value, label]) => [
-    line(place(value), 2, place(value), height - 16, value === strong ? "axis strong" : "axis"),
-    text(place(value), height - 3, label, { class: "tick", "text-anchor": "middle" }),
-  ]);
 }
 
 // --- Accuracy -------------------------------------------------------------------------------------------------------
@@ -146,27 +119,6 @@ function lengthPanel(model) {
   const made = panel(MODELS[model], height, `${MODELS[model]}: reward against length in characters, ${lengths.length} answers; ${told}`, parts);
   made.firstChild.append(element("small", "", told));
   return made;
-}
-
-// --- Numbers in words -----------------------------------------------------------------------------------------------
-
-/* A number with its sign, which one that rounds to nought has not. */
-function signed(value, digits) {
-  const size = Math.abs(value).toFixed(digits);
-  if (Number(size) === 0) return size;
-  return (value < 0 ? "−" : "+") + size;
-}
-
-/* A rate in per cent: "53.4 [50.1, 56.8]". */
-function figureText(figure, digits = 1) {
-  if (!known(figure)) return "–";
-  const bounds = figure[1] === null ? "" : ` [${percent(figure[1], digits)}, ${percent(figure[2], digits)}]`;
-  return percent(figure[0], digits) + bounds;
-}
-
-function numberText(figure) {
-  if (!known(figure)) return "–";
-  return signed(figure[0], 2) + (figure[1] === null ? "" : ` [${signed(figure[1], 2)}, ${signed(figure[2], 2)}]`);
 }
 
 const shiftText = numberText;

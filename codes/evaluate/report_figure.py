@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from codes.common.figure_files import no_formula, pyplot, save_figure
 from codes.common.records import REFINEMENT_BIAS
-from codes.evaluate.figure_files import no_formula, pyplot, save_figure
 from codes.evaluate.read_results import Results, biases_of
 from codes.evaluate.report_table import model_labels
 

@@ -3,57 +3,6 @@ const PER_PAGE = 8;
 const controls = { q: find("q"), bias: find("bias"), model: find("model") };
 const BIASES = data.biases;
 
-/* A table that scrolls by itself where the window is narrow; cells are texts or elements, the first of a row its head. */
-function table(caption, header, rows) {
-  const box = element("div", "scroll");
-  box.tabIndex = 0;
-  box.setAttribute("role", "region");
-  box.setAttribute("aria-label", caption);
-  const made = element("table");
-  made.append(element("caption", "", caption));
-  const head = element("tr");
-  header.forEach((name) => { const cell = element("th", "", name); cell.scope = "col"; head.append(cell); });
-  const top = element("thead");
-  top.append(head);
-  const body = element("tbody");
-  rows.forEach((cells) => {
-    const row = element("tr");
-    cells.forEach((content, place) => {
-      const cell = element(place ? "td" : "th");
-      if (!place) cell.scope = "row";
-      cell.append(content);
-      row.append(cell);
-    });
-    body.append(row);
-  });
-  made.append(top, body);
-  box.append(made);
-  return box;
-}
-
-/* A figure with its interval on a line of its own. */
-function cell(figure, asText = figureText) {
-  const box = element("span", "figure");
-  const [value, interval] = asText(figure).split(" [");
-  box.append(element("span", "value", value));
-  if (interval) box.append(element("span", "interval", `[${interval}`));
-  return box;
-}
-
-const plain = (value) => (value === null || value === undefined ? "–" : value.toLocaleString("en"));
-
-function folded(title, content) {
-  const box = element("details", "numbers");
-  box.append(element("summary", "", title), content);
-  return box;
-}
-
-function fill(id, parts) {
-  const shown = parts.filter(Boolean);
-  find(id).replaceChildren(...(shown.length ? shown : [element("p", "empty", "Not evaluated.")]));
-  return shown.length > 0;
-}
-
 // --- Tables ---------------------------------------------------------------------------------------------------------
 
 function overview() {

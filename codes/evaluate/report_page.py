@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from codes.common.page import READING_SCRIPT, READING_STYLE, html_page, source_text
+from codes.common.page import FIGURES_SCRIPT, FIGURES_STYLE, READING_SCRIPT, READING_STYLE, html_page, source_text
 from codes.evaluate.read_results import Results
 from codes.evaluate.report_data import page_data
 
@@ -15,7 +15,9 @@ def report_page(results: Sequence[Results], *, pairs: int, seed: int) -> str:
     return html_page(
         "Bias report · ContrastRM",
         body=source_text(_HERE.with_suffix(".html")),
-        script=source_text(READING_SCRIPT, _HERE.with_name("report_charts.js"), _HERE.with_suffix(".js")),
-        style=source_text(READING_STYLE, _HERE.with_suffix(".css")),
+        script=source_text(
+            READING_SCRIPT, FIGURES_SCRIPT, _HERE.with_name("report_charts.js"), _HERE.with_suffix(".js")
+        ),
+        style=source_text(READING_STYLE, FIGURES_STYLE, _HERE.with_suffix(".css")),
         data=page_data(results, pairs=pairs, seed=seed),
     )

@@ -1,4 +1,4 @@
-"""Result folders: how they are named, when they are refused, and the tables printed after a run."""
+"""Result folders: how they are named, and when they are refused."""
 
 import argparse
 import json
@@ -7,15 +7,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from codes.common.cli import printable
 from codes.common.records import InputError
 from codes.common.run_info import redact, require_same_configuration, run_info_path
 
 logger = logging.getLogger(__name__)
-
-# Stands in every summary object (schemas/*.json). Fields may be added under the same version; it rises when one goes
-# or means something else.
-SCHEMA_VERSION = 1
 
 # A file's name may have 255 bytes, and the longest of ours adds 95 to the model's.
 LONGEST_NAME = 160
@@ -96,19 +91,6 @@ def refuse_other_scorer(folder: Path, identity: dict) -> None:
             require_same_configuration(path, stored_configuration(path) | identity)
 
 
-def refuse_other_format(path: Path | None, kind: str, flag: str = "--output_file") -> None:
-    """Raise InputError where the output would replace what is no JSON file whose ``format`` is ``kind``."""
-    if path is None or not path.exists():
-        return
-    try:
-        # A device or a pipe may have no end.
-        ours = path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("format") == kind
-    except (OSError, ValueError, AttributeError, RecursionError):
-        ours = False
-    if not ours:
-        raise InputError(f"{flag} {path}: is there already and is no {kind.split('-', 1)[1]}; not replaced")
-
-
 def stored_configuration(path: Path) -> dict:
     """What made the result; empty where nothing says so, which ``require_same_configuration`` refuses."""
     try:
@@ -124,21 +106,3 @@ def warn_of_replaced_fields(where: str, row: dict, fields: Sequence[str]) -> Non
     """
     if replaced := [field for field in fields if field in row]:
         logger.warning("%s: field '%s': is replaced in the results by this evaluation's own", where, replaced[0])
-
-
-def aligned_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain-text table: the first column flush left, the others flush right."""
-    header, *rows = ([printable(cell) for cell in row] for row in (header, *rows))
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = [
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))])
-        for row in (header, ["-" * width for width in widths], *rows)
-    ]
-    return "\n".join(line.rstrip() for line in lines)
-
-
-def rate_cell(rate: float | None, interval: Sequence[float] | None = None) -> str:
-    """A rate with its interval, for a table: ``0.512 [0.48, 0.55]``."""
-    if rate is None:
-        return "-"
-    return f"{rate:.3f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from codes.common.records import InputError, write_json
+from codes.common.result_files import SCHEMA_VERSION, refuse_other_format
 from codes.evaluate.calibration import preference_probability
-from codes.evaluate.results import SCHEMA_VERSION, refuse_other_format
 
 logger = logging.getLogger(__name__)
 

@@ -74,6 +74,10 @@ class TokenizedFile:
     def __len__(self) -> int:
         return len(self.answers)
 
+    def conversation_tokens(self) -> np.ndarray:
+        """The tokens of every conversation, int32 [conversations], each group's one after another."""
+        return pc.list_flatten(self._rows.data.column("lengths")).to_numpy()
+
     def group(self, place: int, index: int) -> EncodedGroup:
         """The group at a place in this file, under its index in the whole data set."""
         row = self._rows[place]

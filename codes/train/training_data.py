@@ -113,20 +113,27 @@ def weighted_file(text: str) -> WeightedFile:
 def usable_records(path: str, settings: EncodingSettings, counts: DataCounts) -> Iterator[dict]:
     """Stream a file's records, without those that verification did not find ``CHOSEN_IS_BEST``.
 
-    ``keep_unverified`` keeps these too; ``verified_only`` also leaves out records that were never verified. What was
-    read and left out is added to ``counts``. Raises InputError where a line is bad.
+    What was read and left out is added to ``counts``. Raises InputError where a line is bad.
+    """
+    return (record for record in iter_train_records(path) if is_used(record, settings, counts))
+
+
+def is_used(record: dict, settings: EncodingSettings, counts: DataCounts) -> bool:
+    """Whether training uses the record: verification found ``CHOSEN_IS_BEST``, or there was none.
+
+    ``keep_unverified`` keeps those with another outcome too; ``verified_only`` also leaves out those that were never
+    verified. The record is added to ``counts``.
     """
     usable = {CHOSEN_IS_BEST} if settings.verified_only else {CHOSEN_IS_BEST, "absent"}
     left_out, biases = counts.left_out_by_verification, counts.rejected_by_bias_type
-    for record in iter_train_records(path):
-        counts.records += 1
-        outcome = record.get("verify_correctness", "absent")
-        if settings.keep_unverified or outcome in usable:
-            for bias in aligned_bias_types(record):
-                biases[bias] = biases.get(bias, 0) + 1
-            yield record
-        else:
-            left_out[outcome] = left_out.get(outcome, 0) + 1
+    outcome = record.get("verify_correctness", "absent")
+    counts.records += 1
+    if not settings.keep_unverified and outcome not in usable:
+        left_out[outcome] = left_out.get(outcome, 0) + 1
+        return False
+    for bias in aligned_bias_types(record):
+        biases[bias] = biases.get(bias, 0) + 1
+    return True
 
 
 def with_in_batch_negatives(records: Sequence[dict], per_group: int, seed: int) -> list[dict]:
