@@ -35,6 +35,7 @@ TRAINING = (
     *("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4"),
     *("--eval_strategy", "epoch", "--save_strategy", "no", "--logging_steps", "5"),
 )
+OWN_TRAINING = {"decoder": ("--learning_rate", "1e-3", "--num_train_epochs", "4")}  # what starts from nothing
 EVALUATION = ("--dtype", "bf16")
 
 
@@ -86,7 +87,7 @@ def arm_settings(arm: Arm, seed: int, args: argparse.Namespace) -> dict:
         "seed": seed,
         "backbone": args.backbone,
         "max_length": args.max_length,
-        "flags": [*TRAINING, *arm.flags, *epochs],
+        "flags": [*TRAINING, *OWN_TRAINING.get(args.backbone, ()), *arm.flags, *epochs],
         "evaluation": list(EVALUATION),
         "data": {path.name: file_sha256(path) for path in sorted(args.data.glob("*_bias.jsonl"))},
         "reward_bench": args.reward_bench and file_sha256(args.reward_bench),
