@@ -182,7 +182,6 @@ def run_arm(
         "settings": settings,
         "training": training_facts(model),
         "overall": results.overall,
-        "biases": results.biases,
         "reward_bench": results.reward_bench,
         "outcomes": {bias: kept_outcomes(part) for bias, part in outcomes.items()},
     }
