@@ -88,13 +88,10 @@ ARMS = {
     arm.name: arm
     for arm in (
         Arm("bt-original", "Bradley-Terry, original pairs", BRADLEY_TERRY, original_answers),
-        Arm("bt-original-2-epochs", "Bradley-Terry, original pairs, two epochs", BT_LONGER, original_answers),
         Arm("margin-original", "pairwise margin, original pairs", MARGIN, original_answers),
         Arm("margin-all", "pairwise margin, original and biased pairs", (*MARGIN, "--pairs", "all")),
         Arm("contrast", "contrastive", CONTRAST),
         Arm("contrast-original-0.6", "contrastive, original weighted 0.6", WEIGHTED),
-        Arm("contrast-original-0.6-2-epochs", "the same, two epochs", (*WEIGHTED, *TWO_EPOCHS)),
-        Arm("contrast-biased-2", "contrastive, biased answers weighted 2", (*CONTRAST, "--bias_weights", TWICE)),
         Arm("contrast-rules", "contrastive on answers by rules", CONTRAST, original_answers, by_rules=True),
         Arm(
             "length-penalty",
@@ -112,6 +109,25 @@ ARMS = {
                 group="transfer",
             )
             for bias in TRANSFER_BIASES
+        ),
+        Arm(
+            "contrast-original-0.6-2-epochs",
+            "original weighted 0.6, two epochs",
+            (*WEIGHTED, *TWO_EPOCHS),
+            group="ablation",
+        ),
+        Arm(
+            "contrast-biased-2",
+            "biased answers weighted 2",
+            (*CONTRAST, "--bias_weights", TWICE),
+            group="ablation",
+        ),
+        Arm(
+            "bt-original-2-epochs",
+            "Bradley-Terry, original pairs, two epochs",
+            BT_LONGER,
+            original_answers,
+            group="ablation",
         ),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
