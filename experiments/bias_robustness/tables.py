@@ -183,9 +183,14 @@ def _same_seeds(parts: Sequence[dict], like: Sequence[dict]) -> list[dict]:
 
 
 def _aims(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
-    """The aims against the arm that development questions prefer (robust accuracy there), not the test's best."""
-    recipes = [n for n in runs if ARMS[n].group in ("main", "ablation") and n not in BASELINES]
-    baselines = [name for name in BASELINES if name in runs]
+    """The aims against the arm that development questions prefer (robust accuracy there), not the test's best.
+
+    Arms of fewer seeds than others are not compared.
+    """
+    seeds = max(map(len, runs.values()))
+    compared = [name for name, parts in runs.items() if len(parts) == seeds and ARMS[name].group != "transfer"]
+    recipes = [name for name in compared if name not in BASELINES]
+    baselines = [name for name in BASELINES if name in compared]
     if not recipes or not baselines:
         return []
 
