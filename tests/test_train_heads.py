@@ -315,6 +315,6 @@ def test_bad_rewards_are_named_by_file_line_and_field_and_nothing_is_written(tin
     record = json.loads(lines[1])
     record["rewards"]["safe"][2] = "3"
     bad.write_text("\n".join([lines[0], json.dumps(record)]) + "\n")
-    with pytest.raises(InputError, match=r"bad\.jsonl:2: field 'rewards\.safe\[2\]': expected a number or null"):
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: field 'rewards\.safe\[2\]': expected a finite number"):
         train([*flags(tiny_model, bad, tmp_path / "out"), *OBJECTIVES])
     assert not (tmp_path / "out").exists()
