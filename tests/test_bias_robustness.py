@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from codes.common.records import InputError
-from experiments.bias_robustness import tables
+from experiments.bias_robustness import run, tables
 from experiments.bias_robustness.arms import (
     ARMS,
     TRANSFER_BIASES,
@@ -61,6 +61,17 @@ def test_every_bias_of_the_data_is_left_out_once():
     assert [arm.left_out for arm in ARMS.values() if arm.left_out] == list(TRANSFER_BIASES)
 
 
+@pytest.mark.parametrize(
+    ("flags", "epochs"), [([], 1), (["--backbone", "decoder"], 4), (["--backbone", "decoder", "--epochs", "0.5"], 0.5)]
+)
+def test_the_arms_of_twice_the_epochs_train_twice_as_long_whatever_the_backbone(tmp_path, flags, epochs):
+    args = run._parse([str(tmp_path), *flags])
+    for name, times in (("contrast-original-0.6", 1), ("contrast-original-0.6-2-epochs", 2)):
+        given = run.arm_settings(ARMS[name], 1, args)["flags"]
+        last = max(place for place, flag in enumerate(given) if flag == "--num_train_epochs")
+        assert float(given[last + 1]) == times * epochs
+
+
 # --- Tables --------------------------------------------------------------------------------------------------------
 
 OUTCOMES = {
@@ -89,6 +100,10 @@ def result(arm: str, seed: int, outcomes: dict = OUTCOMES) -> dict:
         "reward_bench": {},
         "outcomes": outcomes,
     }
+
+
+def figures_of(runs: dict) -> dict:
+    return {name: tables.figures_of(parts, 0) for name, parts in runs.items()}
 
 
 def test_rates_over_rows_and_seeds_are_those_counted_by_hand():
@@ -137,6 +152,14 @@ def test_tables_stand_between_the_marks_and_say_which_aims_are_reached(tmp_path:
     assert (tmp_path / "robustness.svg").read_bytes().startswith(b"<?xml")
     tables.main(arguments)
     assert readme.read_text() == text
+
+
+def test_the_table_by_bias_has_every_bias_of_the_data_also_those_that_no_arm_leaves_out():
+    outcomes = OUTCOMES | {"sycophancy": OUTCOMES["beauty"], "race": OUTCOMES["length"]}
+    lines = tables.tables(runs := {"contrast": [result("contrast", 1, outcomes)]}, figures_of(runs))
+    header, _, row = lines[lines.index("**BSR by bias (%)**") + 2 :][:3]
+    assert [cell.strip() for cell in header.split("|")[1:-1]] == ["arm", "length", "beauty", "sycophancy", "race"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["contrastive", "66.7", "50.0", "50.0", "66.7"]
 
 
 def test_a_result_of_no_arm_is_refused(tmp_path: Path):

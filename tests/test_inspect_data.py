@@ -280,6 +280,7 @@ def test_every_suggestion_names_a_flag_or_a_command(tmp_path, tiny_model):
         (["--measure"], "--measure: needs --model_name_or_path"),
         (["--tokens_per_second", "5"], "--tokens_per_second: needs --model_name_or_path"),
         (["--measure", "--tokens_per_second", "5", "--model_name_or_path", "m"], "one of the two"),
+        (["--tokens_per_second", "0.5", "--model_name_or_path", "m"], "0.5: is less than one token a second"),
         (["--threshold", "0"], "--threshold: 0 is not a number above 0"),
         (["--threshold", "nan"], "--threshold: nan is not a number above 0"),
         (["--rule_accuracy", "1"], "--rule_accuracy: 1 is not a number from 0"),

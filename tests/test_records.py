@@ -7,7 +7,6 @@ import pytest
 
 from codes.common import records
 from codes.common.records import (
-    AppendOnlyFile,
     InputError,
     iter_jsonl,
     iter_train_records,
@@ -55,12 +54,12 @@ def write_lines(path, *lines):
         (TRAIN | {"rewards": {"safe": 3}}, "field 'rewards.safe': expected a list, found a number"),
         (TRAIN | {"rewards": {"safe": [1]}}, "field 'rewards.safe': 1 ratings for the chosen and 1 rejected answers"),
         (TRAIN | {"rewards": {"safe": [1, 2, 3]}}, "field 'rewards.safe': 3 ratings for the chosen and 1 rejected"),
-        (TRAIN | {"rewards": {"safe": [1, "2"]}}, "field 'rewards.safe[1]': expected a number or null, found a string"),
+        (TRAIN | {"rewards": {"safe": [1, "2"]}}, "field 'rewards.safe[1]': expected a finite number, found '2'"),
         (
             TRAIN | {"rewards": {"safe": [True, 2]}},
-            "field 'rewards.safe[0]': expected a number or null, found a boolean",
+            "field 'rewards.safe[0]': expected a finite number, found True",
         ),
-        (TRAIN | {"rewards": {"safe": [1, 10**400]}}, "field 'rewards.safe[1]': is too large a number"),
+        (TRAIN | {"rewards": {"safe": [1, 10**400]}}, "field 'rewards.safe[1]': expected a finite number, found 1000"),
         (b'{"rewards": {"safe": [NaN, 1]}}', "field 'rewards.safe[0]': nan is not a finite number"),
         (b'{"question": "q", ', "invalid JSON at column"),
         (b'["question"]', "expected a JSON object, found a list"),
@@ -150,22 +149,6 @@ def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path):
         write_jsonl(path, [{"n": 2}, {"n": float("nan")}])
     assert path.read_text() == '{"n": 1}\n'
     assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_torn_last_line_is_cut_and_the_file_continued(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"n": 1}\n{"n": 2, "text": "' + b"x" * 200_000)
-    with AppendOnlyFile(path) as file:
-        file.append({"n": 3})
-    assert [record["n"] for _, record in iter_jsonl(path)] == [1, 3]
-
-
-def test_a_file_that_is_one_torn_line_starts_afresh(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    path.write_bytes(b'{"n": 1')
-    with AppendOnlyFile(path) as file:
-        file.append({"n": 2})
-    assert path.read_bytes() == b'{"n": 2}\n'
 
 
 def test_reading_is_lazy_so_a_late_bad_line_does_not_stop_the_first(tmp_path):

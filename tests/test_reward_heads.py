@@ -94,6 +94,8 @@ LABELS = {"0": "helpful", "1": "safe"}
         ({"rule": "mean"}, {"0": "a", "1": 3}, "do not name a head each"),
         ({"rule": "mean"}, {"0": "a", "1": "b\nc"}, "do not name a head each"),
         ({"rule": "penalised", "penalty": 10**400}, LABELS, "the penalty 1000"),
+        ({"rule": "penalised", "penalty": 1e39}, LABELS, "the penalty 1e+39"),
+        ({"rule": "weighted", "weights": {"helpful": 1, "safe": 1e39}}, LABELS, "are not a number for each"),
         ({"rule": "mean"}, {"0": "a", "x": "b"}, "invalid literal"),
         ({"rule": "mean"}, ["a"], "dictionary"),
         ({"rule": "mean"}, None, "do not name a head each"),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BloomConfig, BloomForSequenceClassification
 
 from codes.common.conversation import encode_group, load_tokenizer, pad_batch
 from codes.common.records import InputError
@@ -139,6 +139,19 @@ def test_without_dropout_a_model_in_training_scores_as_in_evaluation(folders, ar
     assert not torch.allclose(scores(model, rows), expected, atol=1e-3)
     model.disable_dropout()
     torch.testing.assert_close(scores(model, rows), expected)
+
+
+def test_dropout_that_layers_compute_by_a_rate_of_their_own_is_switched_off(tiny_model):
+    tokenizer = load_tokenizer(str(tiny_model))
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 32, "n_layer": 2, "n_head": 4, "num_labels": 1}
+    torch.manual_seed(1)
+    bloom = BloomForSequenceClassification(BloomConfig(**sizes, hidden_dropout=0.5, initializer_range=0.5))
+    model = RewardModel(bloom, tokenizer).train()
+    row = rows_of(model)[:1]
+    assert not torch.allclose(scores(model, row), scores(model, row), atol=1e-3)
+    model.disable_dropout()
+    torch.testing.assert_close(scores(model, row), scores(model.eval(), row))
+    assert bloom.config.hidden_dropout == 0.5
 
 
 @pytest.mark.parametrize("architecture", DECODERS)

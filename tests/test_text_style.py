@@ -88,6 +88,7 @@ def test_a_rule_is_a_shortcut_either_way_round_beyond_the_threshold_and_not_by_c
         assert not is_shortcut(rule_figures(sign * often[::20], np.arange(5)), 0.6)
     assert rule_name("characters", rule_figures(often, np.arange(100))) == "longer answers win"
     assert rule_name("numbers", rule_figures(-often, np.arange(100))) == "fewer numbers win"
+    assert rule_name("words", rule_figures(often, np.arange(100))) == "more words win"
 
 
 def test_figures_of_pairs_hold_medians_means_and_every_rule():

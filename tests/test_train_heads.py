@@ -281,6 +281,7 @@ def test_two_ranks_under_zero_2_and_3_take_the_steps_that_one_process_takes(tiny
         ([*OBJECTIVES, "--objective_weights", "kind=1"], "--objective_weights: 'kind' is none of the objectives"),
         ([*OBJECTIVES, "--objective_weights", "helpful"], "'helpful' is not of the form NAME=WEIGHT"),
         ([*OBJECTIVES, "--objective_weights", "helpful=inf"], "--objective_weights: helpful: inf is not a number"),
+        ([*OBJECTIVES, "--objective_weights", "helpful=1e39"], "helpful: 1e+39 is not a number that float32 holds"),
         ([*OBJECTIVES, "--objective_weights", "safe=1,safe=2"], "'safe=2' is named twice"),
         ([*OBJECTIVES, "--objective_weights", "safe=0,helpful=0"], "--objective_weights: all are 0"),
         ([*OBJECTIVES, "--preference_weight", "-1"], "--preference_weight: -1.0 is not a number of at least 0"),
@@ -315,6 +316,6 @@ def test_bad_rewards_are_named_by_file_line_and_field_and_nothing_is_written(tin
     record = json.loads(lines[1])
     record["rewards"]["safe"][2] = "3"
     bad.write_text("\n".join([lines[0], json.dumps(record)]) + "\n")
-    with pytest.raises(InputError, match=r"bad\.jsonl:2: field 'rewards\.safe\[2\]': expected a number or null"):
+    with pytest.raises(InputError, match=r"bad\.jsonl:2: field 'rewards\.safe\[2\]': expected a finite number"):
         train([*flags(tiny_model, bad, tmp_path / "out"), *OBJECTIVES])
     assert not (tmp_path / "out").exists()

@@ -15,7 +15,8 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from codes.common.records import AppendOnlyFile, FieldError, InputError, parse_record, to_json
+from codes.common.append_only import AppendOnlyFile
+from codes.common.records import FieldError, InputError, parse_record, to_json
 from codes.common.run_info import configuration_difference
 
 logger = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 A record stays the plain dict it was read as, so unknown fields pass through unchanged. Each record type has one check
 function, which raises ``FieldError``; the reader turns that into an ``InputError`` naming file, line and field.
-Files are replaced through a temporary file and a rename, or appended to one whole, synced line at a time.
+Files are replaced through a temporary file and a rename.
 """
 
 import errno
@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,11 +80,8 @@ def check_rewards(record: dict) -> None:
         if len(ratings) != 1 + rejected:
             raise FieldError(field, f"{len(ratings)} ratings for the chosen and {rejected} rejected answers")
         for position, rating in enumerate(ratings):
-            where = f"{field}[{position}]"
-            if rating is not None and (isinstance(rating, bool) or not isinstance(rating, (int, float))):
-                raise FieldError(where, f"expected a number or null, found {_kind(rating)}")
-            if rating is not None and abs(rating) > sys.float_info.max:
-                raise FieldError(where, "is too large a number")
+            if rating is not None:
+                finite_number(rating, f"{field}[{position}]")
 
 
 def check_bias_pair(record: dict) -> None:
@@ -412,16 +408,16 @@ class replace_file:
                 os.chmod(self.temporary, 0o666 & ~_umask())
                 os.replace(self.temporary, self.path)
             elif isinstance(error, OSError):
-                _name_the_file(error, self.path)
+                name_the_file(error, self.path)
         except OSError as failure:
-            _name_the_file(failure, self.path)
+            name_the_file(failure, self.path)
             raise
         finally:
             if os.path.exists(self.temporary):
                 os.unlink(self.temporary)
 
 
-def _name_the_file(error: OSError, path: Path) -> None:
+def name_the_file(error: OSError, path: Path) -> None:
     """A write for which there is no room says so, but not of which file."""
     if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         error.filename = str(path)
@@ -431,49 +427,3 @@ def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
     return current
-
-
-class AppendOnlyFile:
-    """A JSONL file that only grows: every record is one write, synced before ``append`` returns.
-
-    Opening it cuts a torn last line, which a killed process may have left, back to the last newline.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        os.ftruncate(self._handle, _end_of_last_line(self._handle))
-
-    def append(self, record: dict) -> None:
-        self.append_lines((to_json(record) + "\n").encode("utf-8"))
-
-    def append_lines(self, data: bytes) -> None:
-        """Add whole lines with one write and one sync."""
-        try:
-            if os.write(self._handle, data) != len(data):
-                raise OSError(errno.ENOSPC, "the disk is full: a record could not be written whole")
-            os.fsync(self._handle)
-        except OSError as error:
-            _name_the_file(error, self._path)
-            raise
-
-    def close(self) -> None:
-        os.close(self._handle)
-
-    def __enter__(self) -> "AppendOnlyFile":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-
-def _end_of_last_line(handle: int, block: int = 1 << 16) -> int:
-    end = os.lseek(handle, 0, os.SEEK_END)
-    while end > 0:
-        start = max(0, end - block)
-        newline = os.pread(handle, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0

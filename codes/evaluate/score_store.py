@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from codes.common.records import AppendOnlyFile, FieldError, InputError, content_hash, iter_jsonl, to_json
+from codes.common.append_only import AppendOnlyFile
+from codes.common.records import FieldError, InputError, content_hash, iter_jsonl, to_json
 
 if TYPE_CHECKING:
     from codes.evaluate.ranks import Ranks

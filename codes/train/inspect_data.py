@@ -120,6 +120,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in ("measure", "tokens_per_second", "tokenized_cache", "chat_template"):
             if getattr(args, name):
                 raise InputError(f"--{name}: needs --model_name_or_path")
+    if args.tokens_per_second is not None and args.tokens_per_second < 1:
+        raise InputError(f"--tokens_per_second {args.tokens_per_second}: is less than one token a second")
     if args.measure and args.tokens_per_second is not None:
         raise InputError("--measure and --tokens_per_second: one of the two tells the speed")
     if args.chat_template:

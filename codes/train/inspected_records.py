@@ -1,7 +1,8 @@
 """One pass over files of train records that leaves numbers of every record in memory, and no texts.
 
 About 220 bytes a record stay (168 of them the keys of near-duplicates of question and chosen answer), plus 12 a
-rejected answer; style is counted on a sample, whose size bounds its time and memory.
+rejected answer; the ids of the file that is being read take as much again while it is. Style is counted on a sample,
+whose size bounds its time and memory.
 """
 
 import hashlib

@@ -105,7 +105,9 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--folds", type=positive_int, default=5, help="parts of the questions; each is held out once")
     parser.add_argument("--output_file", type=Path, required=True, help="the list of pairs to look at, JSONL")
     parser.add_argument("--work_dir", type=Path, help="folds, their models and scores (default: OUTPUT.folds)")
-    parser.add_argument("--only_fold", type=positive_int, metavar="K", help="do fold K alone, from 1; no list then")
+    parser.add_argument(
+        "--only_fold", type=positive_int, metavar="K", help="do fold K alone, from 1; the last one lists"
+    )
     parser.add_argument("--keep_models", action="store_true", help="keep each fold's model when it has scored")
     parser.add_argument("--all_pairs", action="store_true", help="list every pair, not only those contradicted")
     parser.add_argument("--tokens_per_batch", type=positive_int, default=16384, help="of a forward that scores")

@@ -14,7 +14,6 @@ whole model.
 """
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +30,7 @@ from codes.common.score_rules import RULES, combined
 CONFIG_FIELD = "reward_heads"
 ADAPTER_HEADS = "reward_heads.json"
 WEIGHTED = "weighted"
+LARGEST = torch.finfo(torch.float32).max  # of a weight or a penalty: what the scores are computed in
 
 
 @dataclass(frozen=True)
@@ -151,4 +151,4 @@ def is_head_name(name: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= LARGEST

@@ -248,8 +248,9 @@ class RewardModel(nn.Module):
         for module in self.model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                module.attention_dropout = 0.0
+            for name, value in list(vars(module).items()):  # what a layer hands to a function itself
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
 
     def add_adapter(self, settings: LoraSettings, *, base: str, revision: str | None = None) -> None:
         """Train a LoRA adapter, the head and what else starts fresh, in place of all weights.

@@ -11,7 +11,7 @@ from codes.common.cli import require_files
 from codes.common.records import InputError
 from codes.train.adapters import LoraSettings, require_peft, require_quantization
 from codes.train.losses import ORIGINAL
-from codes.train.reward_heads import ONE_HEAD, WEIGHTED, RewardHeads, ensemble_heads, is_head_name
+from codes.train.reward_heads import LARGEST, ONE_HEAD, WEIGHTED, RewardHeads, ensemble_heads, is_head_name
 from codes.train.training_data import OTHER_PROMPT, EncodingSettings, WeightedFile, weighted_file
 
 TEMPERATURE_LEARNING_RATE = 1e-3
@@ -318,7 +318,8 @@ def _check_head_settings(settings: RewardSettings) -> None:
         if settings.heads == 1 and getattr(settings, name) not in (None, False):
             raise InputError(f"--{name}: belongs to an ensemble of heads; add --heads")
     penalty = settings.head_penalty
-    require_number("--head_penalty", penalty or 0, "of at least 0", penalty is None or penalty >= 0)
+    holds = penalty is None or 0 <= penalty <= LARGEST
+    require_number("--head_penalty", penalty or 0, "of at least 0 that float32 holds", holds)
     if penalty is not None and settings.head_rule != "penalised":
         raise InputError("--head_penalty: only --head_rule penalised has one")
     for name in ("objective_weights", "preference_weight"):
@@ -367,7 +368,7 @@ def parse_weights(flag: str, text: str | None) -> dict[str, float]:
             raise InputError(f"{flag}: {entry!r} is not of the form NAME=WEIGHT") from None
         if not name or name in weights:
             raise InputError(f"{flag}: {entry!r} " + ("is named twice" if name else "names nothing"))
-        require_number(f"{flag}: {name}", weight, "that is finite", True)
+        require_number(f"{flag}: {name}", weight, "that float32 holds", abs(weight) <= LARGEST)
         weights[name] = weight
     return weights
 

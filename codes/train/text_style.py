@@ -105,7 +105,7 @@ def style_figures(
 
 def rule_name(name: str, figures: Mapping) -> str:
     """The better of the rule and its opposite, in words."""
-    more, less = ("longer answers", "shorter answers") if name in LENGTHS else (f"more {name}", f"fewer {name}")
+    more, less = ("longer answers", "shorter answers") if name == "characters" else (f"more {name}", f"fewer {name}")
     return f"{more if figures['of_all_pairs'] >= 0.5 else less} win"
 
 

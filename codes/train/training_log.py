@@ -13,8 +13,9 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from codes.common.append_only import AppendOnlyFile
 from codes.common.cli import progress
-from codes.common.records import AppendOnlyFile, write_jsonl
+from codes.common.records import write_jsonl
 from codes.train.training_report import METRICS_FILE, draw_run
 
 logger = logging.getLogger(__name__)

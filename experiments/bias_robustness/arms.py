@@ -1,6 +1,7 @@
 """The arms of the experiment: what each one trains on, and with which objective. Pure functions and data.
 
-Every arm sees the same questions in the same number of steps; they differ in the rejected answers and the loss.
+Every arm sees the same questions (but those that its recipe leaves no rejected answer) in the same number of steps, or
+in twice as many; they differ in the rejected answers and the loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,6 +73,7 @@ class Arm:
     by_rules: bool = False
     left_out: str | None = None  # the bias that it never sees
     group: str = "main"  # main, transfer or ablation: the table that it stands in
+    epochs: int = 1  # times those of the other arms
 
 
 CONTRAST = ("--training_mode", "contrast")
@@ -80,8 +82,6 @@ MARGIN = ("--training_mode", "pairwise")
 TRANSFER_BIASES = ("length", "authority", "beauty", "assertiveness", "sentiment", "concreteness")
 
 WEIGHTED = (*CONTRAST, "--original_weight", "0.6")
-TWO_EPOCHS = ("--num_train_epochs", "2")
-BT_LONGER = (*BRADLEY_TERRY, *TWO_EPOCHS)  # about the tokens of one epoch with the biased answers
 TWICE = ",".join(f"{bias}=2" for bias in TRANSFER_BIASES)
 
 ARMS = {
@@ -112,9 +112,10 @@ ARMS = {
         ),
         Arm(
             "contrast-original-0.6-2-epochs",
-            "original weighted 0.6, two epochs",
-            (*WEIGHTED, *TWO_EPOCHS),
+            "original weighted 0.6, twice the epochs",
+            WEIGHTED,
             group="ablation",
+            epochs=2,
         ),
         Arm(
             "contrast-biased-2",
@@ -122,12 +123,14 @@ ARMS = {
             (*CONTRAST, "--bias_weights", TWICE),
             group="ablation",
         ),
+        # About the tokens that the biased answers add.
         Arm(
             "bt-original-2-epochs",
-            "Bradley-Terry, original pairs, two epochs",
-            BT_LONGER,
+            "Bradley-Terry, original pairs, twice the epochs",
+            BRADLEY_TERRY,
             original_answers,
             group="ablation",
+            epochs=2,
         ),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),

@@ -35,7 +35,8 @@ TRAINING = (
     *("--per_device_train_batch_size", "4", "--per_device_eval_batch_size", "4"),
     *("--eval_strategy", "epoch", "--save_strategy", "no", "--logging_steps", "5"),
 )
-OWN_TRAINING = {"decoder": ("--learning_rate", "1e-3", "--num_train_epochs", "4")}  # what starts from nothing
+OWN_EPOCHS = {"decoder": 4}  # what starts from nothing
+OWN_TRAINING = {"decoder": ("--learning_rate", "1e-3", "--num_train_epochs", str(OWN_EPOCHS["decoder"]))}
 EVALUATION = ("--dtype", "bf16")
 
 
@@ -81,13 +82,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def arm_settings(arm: Arm, seed: int, args: argparse.Namespace) -> dict:
     """What decides an arm's figures, beside the data."""
-    epochs = ("--num_train_epochs", str(args.epochs)) if args.epochs else ()
+    epochs = (args.epochs or OWN_EPOCHS.get(args.backbone, 1)) * arm.epochs
+    longer = ("--num_train_epochs", f"{epochs:g}") if args.epochs or arm.epochs > 1 else ()
     return {
         "arm": arm.name,
         "seed": seed,
         "backbone": args.backbone,
         "max_length": args.max_length,
-        "flags": [*TRAINING, *OWN_TRAINING.get(args.backbone, ()), *arm.flags, *epochs],
+        "flags": [*TRAINING, *OWN_TRAINING.get(args.backbone, ()), *arm.flags, *longer],
         "evaluation": list(EVALUATION),
         "data": {path.name: file_sha256(path) for path in sorted(args.data.glob("*_bias.jsonl"))},
         "reward_bench": args.reward_bench and file_sha256(args.reward_bench),

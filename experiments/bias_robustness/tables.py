@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from codes.common.cli import command_parser, random_seed, run_main
-from codes.common.records import InputError, replace_file
+from codes.common.records import PAIRWISE_BIASES, InputError, replace_file
 from codes.evaluate.metrics import clustered_rate_intervals
 from codes.evaluate.report_table import as_markdown, percent
-from experiments.bias_robustness.arms import ARMS, BASELINES, TRANSFER_BIASES, Arm
+from experiments.bias_robustness.arms import ARMS, BASELINES, Arm
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -151,7 +151,7 @@ def _rates_table(arms: Sequence[Arm], runs: Mapping, figures: Mapping) -> list[s
 
 
 def _bias_table(runs: Mapping[str, list[dict]]) -> list[str]:
-    biases = [bias for bias in TRANSFER_BIASES if any(bias in part["outcomes"] for p in runs.values() for part in p)]
+    biases = [bias for bias in PAIRWISE_BIASES if any(bias in part["outcomes"] for p in runs.values() for part in p)]
     rows = []
     for name, parts in runs.items():
         if ARMS[name].group == "main":
