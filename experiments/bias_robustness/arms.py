@@ -74,6 +74,7 @@ class Arm:
     left_out: str | None = None  # the bias that it never sees
     group: str = "main"  # main, transfer or ablation: the table that it stands in
     epochs: int = 1  # times those of the other arms
+    max_length: int | None = None  # tokens of a conversation, in training and testing, where not those of the others
 
 
 CONTRAST = ("--training_mode", "contrast")
@@ -132,6 +133,7 @@ ARMS = {
             group="ablation",
             epochs=2,
         ),
+        Arm("tokens-512", "512 tokens of a conversation", CONTRAST, group="ablation", max_length=512),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
         Arm("one-biased", "one biased answer a question", CONTRAST, one_biased_answer, group="ablation"),

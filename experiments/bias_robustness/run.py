@@ -88,7 +88,7 @@ def arm_settings(arm: Arm, seed: int, args: argparse.Namespace) -> dict:
         "arm": arm.name,
         "seed": seed,
         "backbone": args.backbone,
-        "max_length": args.max_length,
+        "max_length": arm.max_length or args.max_length,
         "flags": [*TRAINING, *OWN_TRAINING.get(args.backbone, ()), *arm.flags, *longer],
         "evaluation": list(EVALUATION),
         "data": {path.name: file_sha256(path) for path in sorted(args.data.glob("*_bias.jsonl"))},
