@@ -258,6 +258,14 @@ def test_bsr_of_an_ensemble_is_that_counted_from_the_rows_of_its_members(three, 
         eval_rm.main(["length", *where, *of_ensemble(other)])
 
 
+@pytest.mark.filterwarnings("error")
+def test_no_member_is_loaded_where_there_is_nothing_to_score(three, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ModelScorer, "load", lambda *args, **options: pytest.fail("a member was loaded"))
+    where = ["--data_dir", str(data), "--output_dir", str(tmp_path / "results"), "--device", "cpu"]
+    eval_rm.main(["refinement-aware", *where, *of_ensemble(three)])
+    assert "skipped refinement-aware: the scorer gives no logit" in capsys.readouterr().out
+
+
 def test_the_benchmarks_take_an_ensemble_too(three, tmp_path):
     flags = [*of_ensemble(three), "--output_dir", str(tmp_path / "results"), "--device", "cpu"]
     eval_reward_bench.main(["all", "--data", str(EVAL / "reward_bench" / "sample.jsonl"), *flags])

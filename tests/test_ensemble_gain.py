@@ -257,6 +257,8 @@ def test_a_folder_without_biases_an_absent_ensemble_and_foreign_outputs_are_refu
         ensemble_gain.main([str(tmp_path / "absent.json")])
     with pytest.raises(InputError, match="--candidates: no such file"):
         trial("--candidates", tmp_path)
+    with pytest.raises(InputError, match="--max_n: is for answers with gold scores; add --candidates"):
+        trial("--max_n", 3)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "gain.json").write_text('{"format": "contrastrm-ensemble"}')
     with pytest.raises(InputError, match="is no ensemble-gain; not replaced"):

@@ -469,6 +469,8 @@ def test_one_objective_alone_works_but_has_no_figure(tmp_path):
         (["--save_weights", "w.json"], "--save_weights: is for weights that are fitted; add --fit"),
         (["--ridge", "1"], "--ridge: is for weights that are fitted"),
         (["--non_negative"], "--non_negative: is for weights that are fitted"),
+        (["--folds", "3"], "--folds: is for weights that are fitted"),
+        (["-o", "out", "--rows", "./out"], "out: is the output of two flags; one would replace the other"),
         (["--group_field", "kind"], "--group_field: is for weights by group; add --weights_file"),
         (["--weights", "safety=1", "--fit", "x"], "not allowed with argument"),
         (["--fit", "absent.jsonl"], "--fit: no such file: absent.jsonl"),

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from codes.common.records import InputError
+from codes.common.cli import printable
+from codes.common.records import InputError, replace_file
 
 FIGURE_STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
 
@@ -17,8 +18,11 @@ def refuse_foreign_figure(path: Path) -> None:
 
 
 def no_formula(name: str) -> str:
-    """The name as Matplotlib has to be given it, to which dollars are the signs of a formula."""
-    return name.replace("$", r"\$")
+    """The name as Matplotlib has to be given it, to which dollars are the signs of a formula.
+
+    It complains of what no font has, and to a terminal in the very characters; so they are written as escapes.
+    """
+    return printable(name).replace("$", r"\$")
 
 
 def pyplot():
@@ -32,7 +36,7 @@ def pyplot():
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write the figure by its suffix and let go of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    """Write the figure by its suffix, whole or not at all, and let go of it."""
+    with replace_file(path, binary=True) as file:
+        figure.savefig(file, dpi=150, format=path.suffix[1:].lower())
     pyplot().close(figure)

@@ -387,15 +387,18 @@ def write_json(path: str | os.PathLike, value: object) -> None:
 
 
 class replace_file:
-    """Context manager: a text file that takes its name only when the block ends well, and is removed otherwise."""
+    """Context manager: a file, of text unless ``binary``, that takes its name only when the block ends well, and is
+    removed otherwise.
+    """
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, *, binary: bool = False):
         self.path = Path(path)
+        self.how = {"mode": "wb"} if binary else {"mode": "w", "encoding": "utf-8", "newline": "\n"}
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.", suffix=".tmp")
-        self.file = os.fdopen(handle, "w", encoding="utf-8", newline="\n")
+        self.file = os.fdopen(handle, **self.how)
         return self.file
 
     def __exit__(self, error_type, error, traceback):

@@ -97,6 +97,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     require_files([args.ensemble], "ENSEMBLE")
     if args.candidates is not None:
         require_files([args.candidates], "--candidates")
+    for flag in ("gold_field", "max_n"):
+        if args.candidates is None and getattr(args, flag) != parser.get_default(flag):
+            raise InputError(f"--{flag}: is for answers with gold scores; add --candidates FILE")
     refuse_other_format(args.output_file, FORMAT)
     if args.figure is not None:
         refuse_foreign_figure(args.figure)

@@ -132,8 +132,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", type=Path, help="write every row with its reward, its rank and what else is found")
     parser.add_argument("--seed", type=random_seed, default=42, help="of folds and of the bootstrap intervals")
     args = parser.parse_args(argv)
-    for flag in ("save_weights", "ridge", "non_negative"):
-        if getattr(args, flag) and args.fit is None:
+    for flag in ("save_weights", "ridge", "non_negative", "folds"):
+        if args.fit is None and getattr(args, flag) != parser.get_default(flag):
             raise InputError(f"--{flag}: is for weights that are fitted; add --fit PAIRS")
     if args.group_field is not None and args.weights_file is None:
         raise InputError("--group_field: is for weights by group; add --weights_file")
@@ -142,6 +142,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     require_files([args.file], "FILE")
     require_files([path for path in (args.weights_file,) if path], "--weights_file")
     require_files([path for path in (args.fit,) if path], "--fit")
+    outputs = [path.resolve() for path in (args.output_file, args.figure, args.rows, args.save_weights) if path]
+    if repeated := next((path for path in outputs if outputs.count(path) > 1), None):
+        raise InputError(f"{repeated}: is the output of two flags; one would replace the other")
     for flag in ("rows", "save_weights"):
         if (path := getattr(args, flag)) is not None and path.is_dir():
             raise InputError(f"--{flag} {path}: is a folder")

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, RunFailed, progress
 from codes.evaluate.api import PAIRWISE, Judge, Preferences
-from codes.evaluate.ensemble_scorer import EnsembleScorer
+from codes.evaluate.ensemble_scorer import EnsembleScorer, EnsembleScores
 from codes.evaluate.ranks import Ranks, join_ranks
 from codes.evaluate.score_store import FOLDER, Scores, open_store
 from codes.evaluate.scorers import Batch, Conversation, Pair, PartlyScored, Scorer
@@ -36,6 +36,8 @@ def score_conversations(scorer: Scorer, conversations: Iterable[Conversation], f
         return scorer.rate(conversations, folder)
     if isinstance(scorer, EnsembleScorer):
         conversations = list(conversations)
+        if not conversations:  # no reason to load every member
+            return EnsembleScores()
         return scorer.combine(lambda member: score_conversations(member, conversations, folder))
     distinct: dict[str, Conversation] = {}
     for conversation in conversations:
