@@ -2,7 +2,7 @@
 
 import pytest
 
-from codes.evaluate.figure_files import FIGURE_STARTS, no_formula, pyplot, refuse_foreign_figure, save_figure
+from codes.common.figure_files import FIGURE_STARTS, no_formula, pyplot, refuse_foreign_figure, save_figure
 
 
 @pytest.mark.parametrize("suffix", [*FIGURE_STARTS, ".PNG"])
