@@ -192,7 +192,7 @@ def test_additions_speak_the_answers_language():
 
 
 def test_units_put_together_are_the_answer(real_answers):
-    for answer in [*TRICKY.values(), *real_answers]:
+    for answer in ["\x0cA page. And more.", "\n \u2028A line. And more.", *TRICKY.values(), *real_answers]:
         lead, units = split_units(answer)
         assert lead + "".join(unit.text + unit.after for unit in units) == answer
 

@@ -335,6 +335,7 @@ GOOD = {"question": "Why?", "chosen": LONG}
         ({"question": "q", "response": []}, r":2: field 'response'"),
         ({"question": "q", "response": "r", "messages": "m"}, r":2: field 'messages'"),
         ({**GOOD, "refusal_is_right": "yes"}, r":2: field 'refusal_is_right': expected true or false, found 'yes'"),
+        ({**GOOD, "verify_correctness": ["x"]}, r":2: field 'verify_correctness': \['x'\] is not one of CHOSEN"),
         ({"question": "q", "original_response1": "a"}, r":2: field 'original_response2': is missing"),
     ],
 )

@@ -47,6 +47,7 @@ HARD_TEXTS = {
     "no spaces": "a" * 5000,
     "long": "It is so. " * 3000,
     "null and controls": "a\x00b. c\x1cd. e\u2028f. g\x85h. And that is all there is to it.",
+    "a page of its own": "\x0c\u2028First this. Then that. Now look at it. And here it ends.",
 }
 
 

@@ -59,6 +59,8 @@ def split_units(answer: str) -> tuple[str, list[Unit]]:
         stripped = text.rstrip()
         if stripped:
             units.append(Unit(stripped, text[len(stripped) :], verbatim))
+        elif not units:  # a line that ends in something else than a line feed
+            lead += text
         else:
             units[-1] = Unit(units[-1].text, units[-1].after + text, units[-1].verbatim)
     return lead, units

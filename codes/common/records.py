@@ -63,9 +63,15 @@ def check_train_record(record: dict) -> None:
         if len(biases) > len(rejected):
             raise FieldError("bias_type", f"{len(biases)} entries for {len(rejected)} rejected answers")
     check_rewards(record)
+    verification_outcome(record)
+
+
+def verification_outcome(record: dict) -> str:
+    """What the record's verification found; CHOSEN_IS_BEST without one. Raises FieldError for an unknown outcome."""
     outcome = record.get("verify_correctness", CHOSEN_IS_BEST)
     if outcome not in VERIFICATION_OUTCOMES:
-        raise FieldError("verify_correctness", f"{outcome!r} is not one of {', '.join(VERIFICATION_OUTCOMES)}")
+        raise FieldError("verify_correctness", f"{outcome!r:.80} is not one of {', '.join(VERIFICATION_OUTCOMES)}")
+    return outcome
 
 
 def check_rewards(record: dict) -> None:

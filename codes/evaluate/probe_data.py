@@ -13,6 +13,7 @@ from codes.common.records import (
     check_bias_pair,
     check_question,
     content_hash,
+    verification_outcome,
 )
 from codes.common.sources import iter_file
 from codes.evaluate.bias_summary import question_name
@@ -52,10 +53,11 @@ def read_good_answers(path: str, limit: int | None) -> tuple[list[GoodAnswer], d
         try:
             question, answer = good_answer(row)
             harmless = not _refusal_is_right(row)
+            is_best = verification_outcome(row) == CHOSEN_IS_BEST
         except FieldError as error:
             raise InputError(f"{where}: {error}") from None
         key = content_hash(question, answer)
-        if row.get("verify_correctness", CHOSEN_IS_BEST) != CHOSEN_IS_BEST:
+        if not is_best:
             left_out["not_best"] += 1
         elif not answer.strip():
             left_out["blank"] += 1
