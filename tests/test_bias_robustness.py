@@ -172,3 +172,11 @@ def test_a_result_of_no_arm_is_refused(tmp_path: Path):
 
 def test_a_rate_without_rows_is_no_number():
     assert np.isnan(tables.rates_of_sums(np.zeros((1, 9)))).all()
+
+
+def test_the_tables_that_are_shown_are_those_of_the_results(tmp_path: Path):
+    readme = tmp_path / "README.md"
+    shown = (tables.HERE / "README.md").read_text(encoding="utf-8")
+    readme.write_text(shown, encoding="utf-8")
+    tables.main(["--readme", str(readme)])
+    assert readme.read_text(encoding="utf-8") == shown
