@@ -120,7 +120,7 @@ def rates_of_sums(sums: np.ndarray) -> np.ndarray:
 def tables(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
     """The main table, that of each bias, transfer, ablations, and whether the aims are reached; as lines."""
     lines = []
-    for group, title in (("main", "Arms"), ("ablation", "Ablations of the contrastive arm")):
+    for group, title in (("main", "Arms"), ("ablation", "Ablations")):
         arms = [ARMS[name] for name in runs if ARMS[name].group == group]
         if group == "ablation" and arms and "contrast" in runs:
             arms.insert(0, ARMS["contrast"])
