@@ -285,6 +285,15 @@ def test_the_command_reports_held_out_figures_a_diagram_and_json_as_its_schema_s
     assert (tmp_path / "out.json").read_bytes() == first
 
 
+@pytest.mark.parametrize(("scale", "warned"), [(1, True), (3, False)])
+def test_a_temperature_that_does_not_help_on_held_out_questions_is_told(tmp_path, caplog, scale, warned):
+    path = write_margins(tmp_path / "in.jsonl", scale * simulated_margins(600, 1.0))
+    calibrate.main([str(path), "-o", str(tmp_path / "out.json")])
+    difference = json.loads((tmp_path / "out.json").read_text())["difference"]["log_loss"]
+    assert (difference >= 0) == warned
+    assert ("keep T = 1" in caplog.text) == warned
+
+
 @pytest.mark.parametrize(
     ("margins", "flags", "problem"),
     [

@@ -12,6 +12,7 @@ the pairs have no finite T: where all are right (T falls to 0), or the scores do
 """
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ from codes.evaluate.metrics import accuracy
 from codes.evaluate.results import stored_configuration
 from codes.evaluate.scored_pairs import BIAS_PAIRS, ScoredPairs, read_scored_pairs
 from codes.evaluate.stored_temperature import require_storable, store_temperature
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "contrastrm-calibration"
 IDENTITY = ("scorer", "weights_sha256", "members_sha256", "rule", "penalty", "template_hash", "dtype", "max_length")
@@ -62,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.figure is not None:
         draw_reliability(result, args.figure)
     print_calibration(result)
+    if figures["difference"][LOSSES[0]] >= 0:
+        logger.warning("on held-out questions T predicts no better than T = 1 does (log loss): keep T = 1")
     if args.store is not None:
         facts = {name: figures[name] for name in ("ci95", "counts")}
         print("stored:", store_temperature(args.store, figures["temperature"], scored_by, facts | {"files": files}))

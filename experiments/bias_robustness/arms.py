@@ -134,6 +134,31 @@ ARMS = {
             epochs=2,
         ),
         Arm("tokens-512", "512 tokens of a conversation", CONTRAST, group="ablation", max_length=512),
+        # What helped alone, together; with the best of the baselines at the same length.
+        Arm(
+            "margin-original-512",
+            "pairwise margin, original pairs, 512 tokens",
+            MARGIN,
+            original_answers,
+            group="ablation",
+            max_length=512,
+        ),
+        Arm(
+            "combined",
+            "512 tokens, biased weighted 2, twice the epochs",
+            (*CONTRAST, "--bias_weights", TWICE),
+            group="ablation",
+            epochs=2,
+            max_length=512,
+        ),
+        Arm(
+            "combined-length-penalty",
+            "the same with a length penalty",
+            (*CONTRAST, "--bias_weights", TWICE, "--length_penalty_coefficient", "10"),
+            group="ablation",
+            epochs=2,
+            max_length=512,
+        ),
         Arm("temperature-0.25", "temperature 0.25", (*CONTRAST, "--temperature", "0.25"), group="ablation"),
         Arm("temperature-1", "temperature 1", (*CONTRAST, "--temperature", "1"), group="ablation"),
         Arm("one-biased", "one biased answer a question", CONTRAST, one_biased_answer, group="ablation"),
@@ -141,4 +166,4 @@ ARMS = {
         Arm("with-rules", "biased answers by rules, too", CONTRAST, by_rules=True, group="ablation"),
     )
 }
-BASELINES = ("bt-original", "bt-original-2-epochs", "margin-original")
+BASELINES = ("bt-original", "bt-original-2-epochs", "margin-original", "margin-original-512")
