@@ -12,6 +12,7 @@ from experiments.bias_robustness.arms import (
     ARMS,
     TRANSFER_BIASES,
     all_answers,
+    named_arms,
     one_biased_answer,
     original_answers,
     share_of_biased,
@@ -70,6 +71,14 @@ def test_the_arms_of_twice_the_epochs_train_twice_as_long_whatever_the_backbone(
         given = run.arm_settings(ARMS[name], 1, args)["flags"]
         last = max(place for place, flag in enumerate(given) if flag == "--num_train_epochs")
         assert float(given[last + 1]) == times * epochs
+
+
+def test_arms_are_chosen_by_name_or_group_and_none_twice():
+    assert [arm.name for arm in named_arms(["transfer"])] == [f"without-{bias}" for bias in TRANSFER_BIASES]
+    assert [arm.name for arm in named_arms(["without-length", "main", "contrast", "without-length"])] == [
+        *(arm.name for arm in ARMS.values() if arm.group == "main"),
+        "without-length",
+    ]
 
 
 # --- Tables --------------------------------------------------------------------------------------------------------

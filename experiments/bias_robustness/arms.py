@@ -166,4 +166,10 @@ ARMS = {
         Arm("with-rules", "biased answers by rules, too", CONTRAST, by_rules=True, group="ablation"),
     )
 }
+GROUPS = tuple(dict.fromkeys(arm.group for arm in ARMS.values()))
 BASELINES = ("bt-original", "bt-original-2-epochs", "margin-original", "margin-original-512")
+
+
+def named_arms(names: Sequence[str]) -> list[Arm]:
+    """The arms of these names or groups, each once, in the order of the arms."""
+    return [arm for arm in ARMS.values() if arm.name in names or arm.group in names]

