@@ -8,7 +8,7 @@ import pytest
 from codes.common.cli import RunFailed
 from codes.common.records import InputError
 from codes.evaluate import answer_drift
-from codes.evaluate.answer_drift import distinct_pairs, drift_figures, matched, passes, words_of
+from codes.evaluate.answer_drift import cut_alike, distinct_pairs, drift_figures, matched, passes, words_of
 from codes.evaluate.answer_sets import Answer
 from tests.test_schemas import check
 
@@ -57,10 +57,25 @@ def test_longer_answers_alone_change_neither_measure_of_diversity():
     assert found["type_token_ratio"]["ratio"] == found["distinct_2"]["ratio"] == 1
 
 
-def test_distinct_pairs_are_counted_over_all_answers_and_only_in_their_first_words():
-    assert distinct_pairs({"p": [["a", "b", "c"]], "q": [["a", "b", "d"]]}, 50) == 3 / 4
-    assert distinct_pairs({"p": [["a", "b", "c"]], "q": [["a", "b", "d"]]}, 2) == 1 / 2
-    assert np.isnan(distinct_pairs({"p": [["a"]]}, 50))
+def test_distinct_pairs_are_counted_over_all_answers():
+    assert distinct_pairs([["a", "b", "c"], ["a", "b", "d"]]) == 3 / 4
+    assert np.isnan(distinct_pairs([["a"]]))
+
+
+def test_of_an_answer_and_its_counterpart_as_many_words_are_taken():
+    before, after = {"p": [["a"], ["b", "c", "d", "e"]], "q": [["f", "g"]]}, {"p": [["h", "i"], ["j"] * 9], "q": [[]]}
+    assert cut_alike(before, after, 3) == ([["a"], ["b", "c", "d"], []], [["h"], ["j"] * 3, []])
+
+
+@pytest.mark.parametrize(("short", "long"), [(6, 50), (20, 50), (60, 150)])
+def test_words_of_one_distribution_are_as_diverse_in_short_answers_as_in_long_ones(short, long):
+    generator, chance = np.random.default_rng(5), 1 / np.arange(1, 501)
+
+    def answers(number):
+        words = generator.choice(500, (500, number), p=chance / chance.sum())
+        return plain({f"p{i}": [" ".join(map(str, row))] for i, row in enumerate(words)})
+
+    assert drift_figures(answers(short), answers(long), 50, seed=1)["distinct_2"]["ratio"] == pytest.approx(1, abs=0.04)
 
 
 def test_answers_that_all_begin_alike_lose_distinct_pairs_though_each_is_varied():

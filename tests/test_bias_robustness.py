@@ -163,9 +163,22 @@ def test_tables_stand_between_the_marks_and_say_which_aims_are_reached(tmp_path:
     assert readme.read_text() == text
 
 
+def test_an_ablation_stands_beside_the_contrastive_arm_of_its_own_seeds():
+    runs = {"contrast": [result("contrast", seed) for seed in (1, 2, 3)], "temperature-1": [result("temperature-1", 2)]}
+    runs["tokens-512"] = [result("tokens-512", seed) for seed in (1, 2, 3)]
+    lines = tables.tables(runs, figures_of(runs), 0)
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines[lines.index("**Ablations**") + 4 :]]
+    assert rows[:4] == [
+        ["contrastive", "1 2 3"],
+        [ARMS["tokens-512"].says, "1 2 3"],
+        ["contrastive", "2"],
+        [ARMS["temperature-1"].says, "2"],
+    ]
+
+
 def test_the_table_by_bias_has_every_bias_of_the_data_also_those_that_no_arm_leaves_out():
     outcomes = OUTCOMES | {"sycophancy": OUTCOMES["beauty"], "race": OUTCOMES["length"]}
-    lines = tables.tables(runs := {"contrast": [result("contrast", 1, outcomes)]}, figures_of(runs))
+    lines = tables.tables(runs := {"contrast": [result("contrast", 1, outcomes)]}, figures_of(runs), 0)
     header, _, row = lines[lines.index("**BSR by bias (%)**") + 2 :][:3]
     assert [cell.strip() for cell in header.split("|")[1:-1]] == ["arm", "length", "beauty", "sycophancy", "race"]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["contrastive", "66.7", "50.0", "50.0", "66.7"]

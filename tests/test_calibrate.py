@@ -119,10 +119,14 @@ def logit(probability):
     return math.log(probability / (1 - probability))
 
 
+def figures_of(logits, bins, pairs_a_question=1):
+    return calibration_figures(logits, [str(i // pairs_a_question) for i in range(len(logits))], bins, seed=1)
+
+
 def test_errors_and_losses_of_a_hand_computed_example():
     # Confidence 0.83 five times, right four times; confidence 0.61 twice, right once.
     logits = [logit(0.83)] * 4 + [-logit(0.83)] + [logit(0.61), -logit(0.61)]
-    found = calibration_figures(np.array(logits), 10, seed=1)
+    found = figures_of(np.array(logits), 10)
     assert found["expected_calibration_error"] == pytest.approx((5 * 0.03 + 2 * 0.11) / 7)
     assert found["maximum_calibration_error"] == pytest.approx(0.11)
     assert found["brier_score"] == pytest.approx((4 * 0.17**2 + 0.83**2 + 0.39**2 + 0.61**2) / 7)
@@ -132,10 +136,18 @@ def test_errors_and_losses_of_a_hand_computed_example():
     assert [part["confidence"] for part in found["bins"]] == pytest.approx([0.61, 0.83])
 
 
+def test_a_bin_of_pairs_that_repeat_their_question_s_outcome_is_as_uncertain_as_its_questions():
+    once = figures_of(np.array([2.0] * 12 + [-2.0] * 8), 10)["bins"][0]
+    thrice = figures_of(np.array([2.0] * 36 + [-2.0] * 24), 10, pairs_a_question=3)["bins"][0]
+    assert (once["pairs"], thrice["pairs"], once["accuracy"], thrice["accuracy"]) == (20, 60, 0.6, 0.6)
+    assert thrice["ci95"] == pytest.approx(once["ci95"])
+    assert figures_of(np.array([2.0, -2.0]), 10, pairs_a_question=2)["bins"][0]["ci95"] is None
+
+
 def test_bins_of_equal_mass_hold_as_many_pairs_each():
     # Of two bins by mass the lower has confidences 0.6 and 0.7 (one right), the upper 0.8 and 0.9 (both right).
     logits = np.array([logit(0.6), -logit(0.7), logit(0.8), logit(0.9)])
-    found = calibration_figures(logits, 2, seed=1)
+    found = figures_of(logits, 2)
     assert found["adaptive_calibration_error"] == pytest.approx(((1.3 - 1) + (2 - 1.7)) / 4)
     # By width the border is 0.75, which makes the same two bins.
     assert found["expected_calibration_error"] == pytest.approx(found["adaptive_calibration_error"])
@@ -143,19 +155,19 @@ def test_bins_of_equal_mass_hold_as_many_pairs_each():
 
 def test_equal_confidences_share_a_bin_so_that_the_order_of_pairs_does_not_count():
     logits = np.array([1.0, -1.0, 1.0, 1.0, -1.0, 2.0])
-    one = calibration_figures(logits, 3, seed=1)
-    other = calibration_figures(logits[[1, 5, 4, 0, 2, 3]], 3, seed=1)
+    one = figures_of(logits, 3)
+    other = figures_of(logits[[1, 5, 4, 0, 2, 3]], 3)
     assert [one[name] for name in ERRORS] == pytest.approx([other[name] for name in ERRORS])
 
 
 def test_a_model_that_is_certain_and_wrong_half_the_time_is_not_calibrated_though_its_chosen_answers_are_all_better():
-    found = calibration_figures(np.array([1e6, -1e6] * 20), 10, seed=1)
+    found = figures_of(np.array([1e6, -1e6] * 20), 10)
     assert found["expected_calibration_error"] == found["maximum_calibration_error"] == 0.5
     assert found["if_calibrated"]["expected_calibration_error"]["quantile95"] == 0
 
 
 def test_a_tie_is_a_coin_flip_of_which_nothing_is_left_to_chance():
-    found = calibration_figures(np.zeros(7), 10, seed=1)
+    found = figures_of(np.zeros(7), 10)
     assert [found[name] for name in ERRORS] == [0, 0, 0]
     assert found["log_loss"] == pytest.approx(math.log(2))
     assert found["brier_score"] == 0.25
@@ -165,10 +177,10 @@ def test_a_tie_is_a_coin_flip_of_which_nothing_is_left_to_chance():
 def test_errors_of_a_calibrated_model_stay_within_what_sampling_gives_and_those_of_others_do_not():
     above = 0
     for seed in range(40):
-        found = calibration_figures(simulated_margins(500, 1.0, seed), 10, seed=1)
+        found = figures_of(simulated_margins(500, 1.0, seed), 10)
         above += found[ERRORS[0]] > found["if_calibrated"][ERRORS[0]]["quantile95"]
     assert above <= 6  # 2 of 40 are expected; 7 or more have probability 0.003
-    over_confident = calibration_figures(simulated_margins(500, 1.0) * 3, 10, seed=1)
+    over_confident = figures_of(simulated_margins(500, 1.0) * 3, 10)
     for name in ERRORS:
         assert over_confident[name] > over_confident["if_calibrated"][name]["quantile95"]
 

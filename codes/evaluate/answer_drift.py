@@ -38,6 +38,7 @@ RATIO_TICKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1, 1.25, 1.5, 2, 3, 5, 10)
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+(?:['’]\w+)?")
 
 Answers = Mapping[str, Sequence[Answer]]
+WordsByPrompt = Mapping[str, Sequence[list[str]]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -150,8 +151,9 @@ def drift_figures(before: Answers, after: Answers, window: int, *, seed: int) ->
     ``score_spread``: sample standard deviation of the scores. ``length``: mean characters. ``type_token_ratio``: mean
     share of different words in whole windows of ``window`` words, for the share in whole texts falls with their length
     (Covington and McFall 2010, who move the window word by word). ``distinct_2``: of all pairs of neighbouring words in
-    the first ``window`` words of every answer, the share that are different (Li et al. 2016, arXiv 1510.03055); it also
-    falls where answers are alike. That one depends on all answers together, so that a resample, which holds some twice,
+    the first words of every answer, the share that are different (Li et al. 2016, arXiv 1510.03055); it also falls
+    where answers are alike, and where there are more pairs, so of both answers that are compared as many words are
+    taken, at most ``window``. That one depends on all answers together, so that a resample, which holds some twice,
     tells nothing of it: it has no interval. A figure that cannot be made is None.
     """
     words = [_words_by_prompt(answers) for answers in (before, after)]
@@ -168,15 +170,22 @@ def drift_figures(before: Answers, after: Answers, window: int, *, seed: int) ->
         name: _compared(*column, interval)
         for name, column, interval in zip(("score_spread", "length", "type_token_ratio"), values.T, intervals)
     }
-    found["distinct_2"] = _compared(*(distinct_pairs(split, window) for split in words), None)
+    found["distinct_2"] = _compared(*map(distinct_pairs, cut_alike(*words, window)), None)
     if not all(answer.scores for answers in before.values() for answer in answers):
         del found["score_spread"]
     return found
 
 
-def distinct_pairs(words_by_prompt: Mapping[str, Sequence[Sequence[str]]], window: int) -> float:
-    """Share of different ones among the pairs of neighbouring words in each answer's first words; NaN without any."""
-    pairs = [pair for answers in words_by_prompt.values() for words in answers for pair in pairwise(words[:window])]
+def cut_alike(before: WordsByPrompt, after: WordsByPrompt, most: int) -> tuple[list[list[str]], list[list[str]]]:
+    """The first words of all answers: at most ``most``, and as many of an answer as of its counterpart."""
+    pairs = [pair for prompt, answers in before.items() for pair in zip(answers, after[prompt], strict=True)]
+    number = [min(most, *map(len, pair)) for pair in pairs]
+    return tuple([pair[side][:count] for pair, count in zip(pairs, number)] for side in (0, 1))
+
+
+def distinct_pairs(answers: Sequence[Sequence[str]]) -> float:
+    """Share of different ones among the pairs of neighbouring words of all answers; NaN without any."""
+    pairs = [pair for words in answers for pair in pairwise(words)]
     return len(set(pairs)) / len(pairs) if pairs else float("nan")
 
 
@@ -192,11 +201,11 @@ def words_of(text: str) -> list[str]:
     return _WORD.findall(text.lower())
 
 
-def _words_by_prompt(answers: Answers) -> dict[str, list[list[str]]]:
+def _words_by_prompt(answers: Answers) -> WordsByPrompt:
     return {prompt: [words_of(answer.text) for answer in part] for prompt, part in answers.items()}
 
 
-def _sums_by_prompt(answers: Answers, words: Mapping[str, list[list[str]]], window: int) -> np.ndarray:
+def _sums_by_prompt(answers: Answers, words: WordsByPrompt, window: int) -> np.ndarray:
     """[prompts, 6]: what each adds to the sums that ``_means`` takes."""
     scores = [answer.scores[0] for part in answers.values() for answer in part if answer.scores]
     # Of squares of scores far from 0 rounding would leave little.

@@ -134,7 +134,7 @@ def calibrate(pairs: ScoredPairs, *, folds: int, bins: int, seed: int) -> dict:
     held_out = margins / of_fold[fold_of]
     intervals = loss_intervals(margins, held_out, pairs.questions, seed=seed)
     before, after = (
-        {**calibration_figures(logits, bins, seed=seed), "ci95": intervals[name]}
+        {**calibration_figures(logits, pairs.questions, bins, seed=seed), "ci95": intervals[name]}
         for name, logits in (("before", margins), ("after", held_out))
     )
     return {
@@ -192,6 +192,8 @@ def print_calibration(result: Mapping) -> None:
         cells = (rate_cell(part[name], part["ci95"][name]) for part in (before, after))
         rows.append((name.replace("_", " "), *cells, "-"))
     print(aligned_table(("with 95% interval", "before (T = 1)", "after", "if it were calibrated"), rows))
+    if counts["pairs"] > counts["questions"]:
+        print("if it were calibrated: of independent pairs; several pairs a question, as here, leave more to chance")
 
 
 def draw_reliability(result: Mapping, path: Path) -> None:
@@ -204,9 +206,10 @@ def draw_reliability(result: Mapping, path: Path) -> None:
         part = result[name]
         centres = [entry["confidence"] for entry in part["bins"]]
         heights = [entry["accuracy"] for entry in part["bins"]]
+        spans = [entry["ci95"] or (entry["accuracy"],) * 2 for entry in part["bins"]]
         bars = [
-            [max(h - entry["ci95"][0], 0) for h, entry in zip(heights, part["bins"])],
-            [max(entry["ci95"][1] - h, 0) for h, entry in zip(heights, part["bins"])],
+            [max(height - low, 0) for height, (low, _) in zip(heights, spans)],
+            [max(high - height, 0) for height, (_, high) in zip(heights, spans)],
         ]
         diagram.plot([0.5, 1], [0.5, 1], color="0.6", linewidth=1, linestyle="--", zorder=0)
         diagram.errorbar(centres, heights, yerr=bars, fmt="o", color="C0", capsize=2)

@@ -9,13 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from codes.evaluate.metrics import (
-    BOOTSTRAP_RESAMPLES,
-    cluster_draws,
-    clustered_bootstrap,
-    midranks,
-    wilson_interval,
-)
+from codes.common.intervals import clustered_wilson_interval
+from codes.evaluate.metrics import BOOTSTRAP_RESAMPLES, cluster_draws, clustered_bootstrap, midranks
 
 SIMULATIONS = 1000
 # Numbers in memory at a time where many samples of all pairs are looked at.
@@ -116,13 +111,16 @@ def temperatures_without_fold(margins: np.ndarray, fold_of: np.ndarray) -> np.nd
 # --- Calibration -------------------------------------------------------------------------------------------------
 
 
-def calibration_figures(logits: np.ndarray, bins: int, *, seed: int) -> dict:
-    """Calibration errors, losses and the reliability diagram's bins; logits [pairs]: margins over the temperature.
+def calibration_figures(logits: np.ndarray, clusters: Sequence[str], bins: int, *, seed: int) -> dict:
+    """Calibration errors, losses and the reliability diagram's bins.
+
+    logits [pairs]: margins over the temperature. clusters [pairs]: their questions, by which the bins' intervals go.
 
     Errors: over ``bins`` bins of equal width from 0.5 to 1, the mean distance of confidence and accuracy weighted by
     pairs (expected) and the largest (maximum), and the mean over bins of equal mass (adaptive; Nguyen and O'Connor
     2015). A perfectly calibrated model has errors above 0 too, since a bin's accuracy is a sample's:
-    ``if_calibrated`` has their means and 95% quantiles over simulated outcomes of independent pairs.
+    ``if_calibrated`` has their means and 95% quantiles over simulated outcomes of independent pairs; where pairs of a
+    question go together, as they mostly do, a calibrated model's errors are larger than that.
     """
     logits = np.asarray(logits, dtype=float)
     confidence = preference_probability(np.abs(logits))
@@ -138,7 +136,7 @@ def calibration_figures(logits: np.ndarray, bins: int, *, seed: int) -> dict:
             name: {"mean": float(values.mean()), "quantile95": float(np.quantile(values, 0.95))}
             for name, values in zip(ERRORS, simulated)
         },
-        "bins": _bins(confidence, outcome, members[0]),
+        "bins": _bins(confidence, outcome, members[0], np.unique(np.asarray(clusters), return_inverse=True)[1]),
     }
 
 
@@ -189,8 +187,8 @@ def _simulated_errors(
     return np.concatenate(found, axis=1)
 
 
-def _bins(confidence: np.ndarray, outcome: np.ndarray, members: np.ndarray) -> list[dict]:
-    """The bins of equal width that hold pairs."""
+def _bins(confidence: np.ndarray, outcome: np.ndarray, members: np.ndarray, cluster_of: np.ndarray) -> list[dict]:
+    """The bins of equal width that hold pairs; no interval for one of a single cluster's."""
     found = []
     for place in np.unique(members):
         inside = members == place
@@ -200,7 +198,9 @@ def _bins(confidence: np.ndarray, outcome: np.ndarray, members: np.ndarray) -> l
                 "pairs": count,
                 "confidence": float(confidence[inside].mean()),
                 "accuracy": float(outcome[inside].mean()),
-                "ci95": wilson_interval(float(outcome[inside].sum()), count),
+                "ci95": clustered_wilson_interval(
+                    np.bincount(cluster_of[inside], weights=outcome[inside]), np.bincount(cluster_of[inside])
+                ),
             }
         )
     return found

@@ -87,12 +87,12 @@ def centering_penalty(scores: Tensor, group_sizes: Tensor) -> Tensor:
 
 
 def length_penalty(scores: Tensor, group_sizes: Tensor, lengths: Tensor) -> Tensor:
-    """The squared covariance of reward and log2 length over all answers, both centred within their group; a scalar.
+    """The squared mean over groups of the covariance of reward and log2 length within each; a scalar.
 
     scores, lengths: [answers], lengths at least 0 in any unit. Its root is in reward times doublings of the length. It
     is 0 where longer answers to the same prompt score neither higher nor lower on the whole, and unlike a squared
     correlation it does not blow up where rewards or lengths hardly differ (covariance as the measure of dependence:
-    Zafar et al. 2017). It is no mean over groups: it belongs to the answers that are scored together.
+    Zafar et al. 2017). It belongs to all answers that are scored together, and is no mean of penalties of groups.
     """
     sizes = group_sizes.to(scores.device).unsqueeze(1)
     doublings = _rows(torch.log2(lengths.to(scores.device) + 1), group_sizes)

@@ -130,15 +130,22 @@ class NearDuplicates:
 
 
 def near_duplicates(
-    keys: np.ndarray, sides: Sequence[int], text_of: Callable[[int], str], *, threshold: float, size: int
+    keys: np.ndarray,
+    sides: Sequence[int],
+    text_of: Callable[[int], str],
+    *,
+    threshold: float,
+    size: int,
+    counts: Callable[[int, int], bool] = lambda first, second: True,
 ) -> NearDuplicates:
     """Pairs of distinct texts that are at least ``threshold`` alike.
 
     keys: uint32 [texts, bands], as ``MinHash`` gives them; sides: [texts], 0 or 1, such as training and evaluation.
     Within a side the pairs connect what is alike; across sides all candidates are compared, so every text that has a
-    near-duplicate on the other side is in a pair (but for large buckets, see ``WHOLE_BUCKET``).
+    near-duplicate on the other side is in a pair (but for large buckets, see ``WHOLE_BUCKET``). Two texts for which
+    ``counts(first, second)`` does not hold are no pair, and connect nothing.
     """
-    search = _Search(np.asarray(sides), text_of, threshold, size)
+    search = _Search(np.asarray(sides), text_of, threshold, size, counts)
     for column in keys.T:
         order = np.argsort(column, kind="stable")
         starts = np.flatnonzero(np.r_[True, np.diff(column[order]) != 0])
@@ -150,8 +157,15 @@ def near_duplicates(
 
 
 class _Search:
-    def __init__(self, sides: np.ndarray, text_of: Callable[[int], str], threshold: float, size: int):
-        self.sides, self.threshold = sides, threshold
+    def __init__(
+        self,
+        sides: np.ndarray,
+        text_of: Callable[[int], str],
+        threshold: float,
+        size: int,
+        counts: Callable[[int, int], bool],
+    ):
+        self.sides, self.threshold, self.counts = sides, threshold, counts
         self.found = NearDuplicates()
         self._shingles = lru_cache(maxsize=CACHED_TEXTS)(lambda text: shingles(text_of(text), size))
         self._roots = _Roots()
@@ -180,6 +194,8 @@ class _Search:
         within = self.sides[first] == self.sides[second]
         if within and self._roots.of(first) == self._roots.of(second):
             return True
+        if not self.counts(first, second):
+            return False
         if (first, second) in self._alike:
             return self._alike[first, second]
         self.found.compared += 1

@@ -37,8 +37,8 @@ class RepeatedTexts:
             lambda text: self._text(int(self._first[text])),
             threshold=threshold,
             size=shingle_words,
+            counts=self._is_news,
         )
-        self.near.pairs = [pair for pair in self.near.pairs if self._is_news(*pair[:2])]
         in_both = np.isin(names[sides == TRAIN], names[sides == EVAL])
         self.same_across = np.zeros(len(records), bool)
         self.same_across[sides == TRAIN] = in_both

@@ -17,7 +17,7 @@ from codes.common.cli import command_parser, random_seed, run_main
 from codes.common.records import PAIRWISE_BIASES, InputError, replace_file
 from codes.evaluate.metrics import clustered_rate_intervals
 from codes.evaluate.report_table import as_markdown, percent
-from experiments.bias_robustness.arms import ARMS, BASELINES, Arm
+from experiments.bias_robustness.arms import ARMS, BASELINES
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for backbone in backbones:
         runs = read_runs(args.results_dir / backbone)
         figures = {name: figures_of(parts, args.seed) for name, parts in runs.items()}
-        text += [f"### {backbone}", "", *tables(runs, figures), ""]
+        text += [f"### {backbone}", "", *tables(runs, figures, args.seed), ""]
         drawn[backbone] = figures
     readme = args.readme.read_text(encoding="utf-8")
     if readme.count(BEGIN) != 1 or readme.count(END) != 1:
@@ -117,31 +117,50 @@ def rates_of_sums(sums: np.ndarray) -> np.ndarray:
 # --- Tables ------------------------------------------------------------------------------------------------------
 
 
-def tables(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
-    """The main table, that of each bias, transfer, ablations, and whether the aims are reached; as lines."""
+def tables(runs: Mapping[str, list[dict]], figures: Mapping[str, dict], seed: int) -> list[str]:
+    """The main table, ablations, that of each bias, transfer, and whether the aims are reached; as lines."""
     lines = []
-    for group, title in (("main", "Arms"), ("ablation", "Ablations")):
-        arms = [ARMS[name] for name in runs if ARMS[name].group == group]
-        if group == "ablation" and arms and "contrast" in runs:
-            arms.insert(0, ARMS["contrast"])
-        if arms:
-            lines += [f"**{title}**", "", *_rates_table(arms, runs, figures), ""]
+    if main_arms := [(ARMS[name].says, runs[name], figures[name]) for name in runs if ARMS[name].group == "main"]:
+        lines += ["**Arms**", "", *_rates_table(main_arms), ""]
+    if ablations := _ablations(runs, figures, seed):
+        lines += ["**Ablations**", "", *_rates_table(ablations), ""]
     lines += _bias_table(runs) + _transfer_table(runs) + _aims(runs, figures)
     return lines
 
 
-def _rates_table(arms: Sequence[Arm], runs: Mapping, figures: Mapping) -> list[str]:
+Row = tuple[str, list[dict], Mapping]  # what the table calls it, its runs, their figures
+
+
+def _ablations(runs: Mapping[str, list[dict]], figures: Mapping[str, dict], seed: int) -> list[Row]:
+    """The ablations after the contrastive arm of the same seeds: each seed has test questions of its own."""
+    by_seeds: dict[tuple[int, ...], list[Row]] = {}
+    for name, parts in runs.items():
+        if ARMS[name].group == "ablation":
+            by_seeds.setdefault(_seeds(parts), []).append((ARMS[name].says, parts, figures[name]))
+    rows = []
+    for seeds, ablations in sorted(by_seeds.items(), key=lambda entry: (-len(entry[0]), entry[0])):
+        same = [part for part in runs.get("contrast", []) if part["settings"]["seed"] in seeds]
+        if _seeds(same) == seeds:
+            rows.append((ARMS["contrast"].says, same, figures_of(same, seed)))
+        rows += ablations
+    return rows
+
+
+def _seeds(parts: Sequence[Mapping]) -> tuple[int, ...]:
+    return tuple(part["settings"]["seed"] for part in parts)
+
+
+def _rates_table(arms: Sequence[Row]) -> list[str]:
     header = ("arm", "seeds", "original", "biased", "BSR", "robust", "length-balanced", "better is shorter")
     header = (*header, "score ~ length", "Reward-Bench rows", "tokens")
     rows = []
-    for arm in arms:
-        parts = runs[arm.name]
+    for says, parts, rates in arms:
         correlations = [part["overall"]["length_correlation"]["score"]["spearman"] for part in parts]
         rows.append(
             [
-                arm.says,
-                str(len(parts)),
-                *(with_interval(figures[arm.name][rate]) for rate in RATES),
+                says,
+                " ".join(map(str, _seeds(parts))),
+                *(with_interval(rates[rate]) for rate in RATES),
                 f"{np.mean(correlations):+.2f}",
                 _mean_percent([part["reward_bench"].get("weighted_average_accuracy") for part in parts]),
                 f"{np.mean([part['training']['tokens_seen'] for part in parts]) / 1000:.0f}k",
@@ -178,8 +197,7 @@ def _transfer_table(runs: Mapping[str, list[dict]]) -> list[str]:
 
 
 def _same_seeds(parts: Sequence[dict], like: Sequence[dict]) -> list[dict]:
-    seeds = {part["settings"]["seed"] for part in like}
-    return [part for part in parts if part["settings"]["seed"] in seeds] or list(parts)
+    return [part for part in parts if part["settings"]["seed"] in _seeds(like)] or list(parts)
 
 
 def _aims(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
