@@ -139,6 +139,22 @@ def test_a_noise_of_rounding_changes_no_verdict(tmp_path, monkeypatch, make):
     assert panels[0] == panels[1]
 
 
+class OfTheQuestion(LengthScorer):
+    """Rates all answers to a question alike."""
+
+    def score_one(self, conversation):
+        return float(len(conversation.question))
+
+
+def test_a_noise_of_rounding_fails_no_scorer_that_is_blind_to_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_run, "load_scorer", lambda args: Noisy(OfTheQuestion(), 1e-7))
+    assert run(tmp_path, "--fail_if_fooled") == EXIT_DONE
+    summary, _ = results(tmp_path)
+    assert summary["sham"]["trusted"]
+    assert summary["sham"]["risen_rate"] == pytest.approx(0.8, abs=0.1)
+    assert min(part["risen_rate"] for part in summary["probes"].values()) > 0.7
+
+
 def test_a_random_scorer_rises_half_of_the_time_and_fails_and_passes_nothing_but_the_gate_holds_it(tmp_path, capsys):
     with pytest.raises(RunFailed, match=r"--fail_if_fooled: not to be trusted: more than 0\.2 SD under the sham$"):
         run(tmp_path, "--fail_if_fooled", scorer="random")
@@ -166,7 +182,7 @@ def test_one_answer_gives_scores_and_decides_nothing(tmp_path, capsys):
     assert summary["original_scores"] == {"mean": row["original_score"], "standard_deviation": None}
     assert summary["panel"]["undecided"] == list(PROBES)
     assert summary["sham"]["rms_shift_in_sd"] is None
-    assert "scores move by 4.09, original scores are all alike" in capsys.readouterr().out  # 1, 4, 5, 5 characters
+    assert "scores move by 7.35, original scores are all alike" in capsys.readouterr().out  # 4, 6, 8, 10 characters
 
 
 def test_the_gate_fails_where_a_probe_fails_and_after_everything_is_written(tmp_path):
