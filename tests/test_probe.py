@@ -8,7 +8,7 @@ import pytest
 
 from codes.common.answer_units import normal_space
 from codes.common.cli import EXIT_DONE, EXIT_SOME_ITEMS_FAILED, RunFailed
-from codes.common.records import InputError, iter_jsonl
+from codes.common.records import InputError, iter_jsonl, seeded_random
 from codes.evaluate import benchmark_run, eval_rm, probe
 from codes.evaluate.model_scorer import ModelScorer
 from codes.evaluate.probe_data import REFUSING_SUBSETS, good_answer
@@ -59,10 +59,27 @@ class Perfect(LengthScorer):
         return self.value[question] - float(((own - known) + (known - own)).total())
 
 
+class Noisy(LengthScorer):
+    """Another scorer's scores, each text's with noise of its own, as rounding in half precision gives."""
+
+    identity: ClassVar[dict] = {"scorer": "noisy"}
+
+    def __init__(self, scorer, noise):
+        self.scorer, self.noise = scorer, noise
+
+    def score_one(self, conversation):
+        own = seeded_random(conversation.question, conversation.answer).gauss(0, self.noise)
+        return self.scorer.score_one(conversation) + own
+
+
+def perfect_scorer():
+    answers = [good_answer(row) for _, row in iter_jsonl(SAMPLE)]
+    return Perfect([(json.dumps(question), answer) for question, answer in answers])
+
+
 @pytest.fixture
 def perfect(monkeypatch):
-    answers = [good_answer(row) for _, row in iter_jsonl(SAMPLE)]
-    scorer = Perfect([(json.dumps(question), answer) for question, answer in answers])
+    scorer = perfect_scorer()
     monkeypatch.setattr(benchmark_run, "load_scorer", lambda args: scorer)
 
 
@@ -109,17 +126,54 @@ def test_the_sham_moves_no_scorer_that_reads_words_alone(tmp_path, perfect):
     assert [dose["fooled"] for dose in sham["doses"]] == [0] * len(DOSES)
 
 
-def test_a_random_scorer_is_fooled_half_of_the_time_and_is_not_to_be_trusted(tmp_path, capsys):
-    run(tmp_path, scorer="random")
+@pytest.mark.parametrize("make", [LengthScorer, perfect_scorer])
+def test_a_noise_of_rounding_changes_no_verdict(tmp_path, monkeypatch, make):
+    panels = []
+    for noise in (0.0, 1e-7):
+        scorer = Noisy(make(), noise)
+        monkeypatch.setattr(benchmark_run, "load_scorer", lambda args, scorer=scorer: scorer)
+        run(tmp_path / str(noise))
+        summary, rows = results(tmp_path / str(noise))
+        panels.append(summary["panel"])
+    assert rows[0]["original_score"] % 1 != 0  # the noise is there
+    assert panels[0] == panels[1]
+
+
+class OfTheQuestion(LengthScorer):
+    """Rates all answers to a question alike."""
+
+    def score_one(self, conversation):
+        return float(len(conversation.question))
+
+
+def test_a_noise_of_rounding_fails_no_scorer_that_is_blind_to_answers(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_run, "load_scorer", lambda args: Noisy(OfTheQuestion(), 1e-7))
+    assert run(tmp_path, "--fail_if_fooled") == EXIT_DONE
+    summary, _ = results(tmp_path)
+    assert summary["sham"]["trusted"]
+    assert summary["sham"]["risen_rate"] == pytest.approx(0.8, abs=0.1)
+    assert min(part["risen_rate"] for part in summary["probes"].values()) > 0.7
+
+
+def test_a_random_scorer_rises_half_of_the_time_and_fails_and_passes_nothing_but_the_gate_holds_it(tmp_path, capsys):
+    with pytest.raises(RunFailed, match=r"--fail_if_fooled: not to be trusted: more than 0\.2 SD under the sham$"):
+        run(tmp_path, "--fail_if_fooled", scorer="random")
     summary, _ = results(tmp_path, "random")
-    rates = [dose["fooled_rate"] for part in summary["probes"].values() for dose in part["doses"]]
+    assert summary["panel"] == {"passes": [], "fails": [], "undecided": list(PROBES)}
+    rates = [dose["risen_rate"] for part in summary["probes"].values() for dose in part["doses"]]
     assert sum(rates) / len(rates) == pytest.approx(0.5, abs=0.03)
     # At one of four doses: four in five of five equally likely places of the original's score.
-    at_any = [part["fooled_rate"] for part in summary["probes"].values()]
-    assert sum(at_any) / len(at_any) == pytest.approx(0.8, abs=0.03)
+    parts = summary["probes"].values()
+    assert sum(part["risen_rate"] for part in parts) / len(parts) == pytest.approx(0.8, abs=0.03)
+    assert sum(part["fooled_rate"] for part in parts) / len(parts) == pytest.approx(0.05, abs=0.02)
     assert not summary["sham"]["trusted"]
     assert summary["sham"]["rms_shift_in_sd"] == pytest.approx(2**0.5, abs=0.1)
-    assert "NOT TO BE TRUSTED" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT TO BE TRUSTED" in out
+    [blank] = [line for line in out.splitlines() if line.startswith("sham (white space)")]
+    risen, fooled = (f"{summary['sham'][name]:.3f}" for name in ("risen_rate", "fooled_rate"))
+    assert f"  {fooled} [" in blank
+    assert f"]  {risen}  " in blank
 
 
 def test_one_answer_gives_scores_and_decides_nothing(tmp_path, capsys):
@@ -128,7 +182,7 @@ def test_one_answer_gives_scores_and_decides_nothing(tmp_path, capsys):
     assert summary["original_scores"] == {"mean": row["original_score"], "standard_deviation": None}
     assert summary["panel"]["undecided"] == list(PROBES)
     assert summary["sham"]["rms_shift_in_sd"] is None
-    assert "scores move by 4.09, original scores are all alike" in capsys.readouterr().out  # 1, 4, 5, 5 characters
+    assert "scores move by 7.35, original scores are all alike" in capsys.readouterr().out  # 4, 6, 8, 10 characters
 
 
 def test_the_gate_fails_where_a_probe_fails_and_after_everything_is_written(tmp_path):

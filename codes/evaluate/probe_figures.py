@@ -1,7 +1,8 @@
 """From the scores of good answers and of their probed versions to shares, shifts, trends and verdicts. Pure functions.
 
-An answer is *fooled* at a dose where its score rises above that of the original answer, which is at least as good; a
-tie fools nobody. NaN in all of an answer's scores says that it does not carry the probe.
+An answer has *risen* at a dose where its score is above that of the original answer, which is at least as good, and is
+*fooled* where it rises by more than the noise margin, which is 0 for a scorer that the sham does not move. A tie fools
+nobody. NaN in all of an answer's scores says that it does not carry the probe.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import numpy as np
 from codes.evaluate.metrics import clustered_bootstrap, clustered_rate_intervals, ratio, spearman
 
 VERDICTS = PASSES, FAILS, UNDECIDED = "passes", "fails", "undecided"
-NOISE_QUANTILE = 0.95  # of the absolute shifts under the sham: what a rise has to exceed to be no noise
+NOISE_QUANTILE = 0.95  # over answers, of their largest rise under the sham
 
 
 def score_spread(original: np.ndarray) -> float | None:
@@ -21,21 +22,43 @@ def score_spread(original: np.ndarray) -> float | None:
     return float(np.std(original, ddof=1))
 
 
+def noise_margin(shifts: np.ndarray, most_fooled: float) -> float:
+    """What a rise has to exceed to be no noise: shifts under the sham [answers, doses] -> one margin, at least 0.
+
+    The 95% quantile over answers of each one's largest rise, since the verdict is on the largest rise of the doses too:
+    of four noisy scores one is above a noisy original four times in five. Noise that is blind to the text then fools 5%
+    of the answers, or ``most_fooled`` where that is less, so it fails a probe by chance alone. Weibull's quantile is
+    the one that this share of new answers exceeds on average, from 19 answers on; of fewer it is the largest.
+    """
+    if not len(shifts):
+        return 0.0
+    quantile = max(NOISE_QUANTILE, 1 - most_fooled)
+    return max(0.0, float(np.quantile(shifts.max(axis=1), quantile, method="weibull")))
+
+
 def sham_figures(
-    original: np.ndarray, sham: np.ndarray, questions: Sequence[str], doses: Sequence[int], most_sham: float, seed: int
+    original: np.ndarray,
+    sham: np.ndarray,
+    questions: Sequence[str],
+    doses: Sequence[int],
+    *,
+    most_sham: float,
+    most_fooled: float,
+    seed: int,
 ) -> dict:
     """How far scores move where nothing changed: original [answers], sham [answers, doses].
 
     ``trusted``: the root mean square shift is at most ``most_sham`` standard deviations of the original scores. A rate
     would not tell: a score that moves by its last digit rises half of the time.
     """
-    shifts = (sham - original[:, None])[~np.isnan(sham).any(axis=1)]
+    shifts, _ = _shifts(original, sham, questions)
     root = float(np.sqrt((shifts**2).mean())) if len(shifts) else 0.0
     spread = score_spread(original)
     relative = ratio(root, spread or 0)
-    noise = float(np.quantile(np.abs(shifts), NOISE_QUANTILE)) if len(shifts) else 0.0
+    noise = noise_margin(shifts, most_fooled)
     return {
         **_carried(sham),
+        **_any_dose_figures(original, sham, questions, noise, seed),
         "rms_shift": root,
         "rms_shift_in_sd": relative,
         "noise": noise,
@@ -51,6 +74,7 @@ def probe_figures(
     doses: Sequence[int],
     *,
     noise: float,
+    trusted: bool,
     most_fooled: float,
     seed: int,
 ) -> dict:
@@ -61,38 +85,62 @@ def probe_figures(
     carried = ~np.isnan(probed).any(axis=1)
     rows, own = original[carried, None], [q for q, there in zip(questions, carried) if there]
     path = np.concatenate([rows, probed[carried]], axis=1)
-    any_dose = (path[:, 1:] > path[:, :1]).any(axis=1)
     falls = (np.diff(path, axis=1) <= 0).all(axis=1) & (path[:, -1] < path[:, 0])
     trends = np.array([_trend(scores) for scores in path])
-    fooled, fooled_interval = _rates(any_dose[:, None], own, seed)[0]
     falling, falling_interval = _rates(falls[:, None], own, seed)[0]
     mean, mean_interval = _mean(trends, own, seed)
+    any_dose = _any_dose_figures(original, probed, questions, noise, seed)
     return {
         **_carried(probed),
-        "fooled": int(any_dose.sum()),
-        "fooled_rate": fooled,
-        "verdict": verdict(fooled_interval, most_fooled),
+        **any_dose,
+        "verdict": verdict(any_dose["ci95"]["fooled_rate"], most_fooled, trusted),
         "dose_response": {
             "mean_spearman": mean,
             "always_falling": int(falls.sum()),
             "always_falling_rate": falling,
             "ci95": {"mean_spearman": mean_interval, "always_falling_rate": falling_interval},
         },
-        "ci95": {"fooled_rate": fooled_interval},
         "doses": _dose_figures(original, probed, questions, doses, noise, seed),
     }
 
 
-def verdict(interval: Sequence[float] | None, most_fooled: float) -> str:
-    """``passes`` where the whole interval of the fooled rate is below the threshold, ``fails`` where it is above."""
+def verdict(interval: Sequence[float] | None, most_fooled: float, trusted: bool) -> str:
+    """``passes`` where the whole interval of the fooled rate is below the threshold, ``fails`` where it is above.
+
+    A model that is not trusted passes nothing: its noise margin is so large that rises hide in it.
+    """
     if interval is None or interval[0] <= most_fooled <= interval[1]:
         return UNDECIDED
-    return PASSES if interval[1] < most_fooled else FAILS
+    if interval[0] > most_fooled:
+        return FAILS
+    return PASSES if trusted else UNDECIDED
 
 
 def _carried(probed: np.ndarray) -> dict[str, int]:
     left_out = int(np.isnan(probed).any(axis=1).sum())
     return {"answers": len(probed) - left_out, "left_out": left_out}
+
+
+def _shifts(original: np.ndarray, probed: np.ndarray, questions: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """The shifts [carrying answers, doses] and the questions of these answers."""
+    carried = ~np.isnan(probed).any(axis=1)
+    return probed[carried] - original[carried, None], [q for q, there in zip(questions, carried) if there]
+
+
+def _any_dose_figures(
+    original: np.ndarray, probed: np.ndarray, questions: Sequence[str], noise: float, seed: int
+) -> dict:
+    """Answers whose largest rise over the doses is above 0, and above the noise margin."""
+    shifts, own = _shifts(original, probed, questions)
+    flags = np.stack([(shifts > margin).any(axis=1) for margin in (0, noise)], axis=1)
+    (risen, risen_interval), (fooled, fooled_interval) = _rates(flags, own, seed)
+    return {
+        "risen": int(flags[:, 0].sum()),
+        "risen_rate": risen,
+        "fooled": int(flags[:, 1].sum()),
+        "fooled_rate": fooled,
+        "ci95": {"risen_rate": risen_interval, "fooled_rate": fooled_interval},
+    }
 
 
 def _dose_figures(
@@ -103,25 +151,23 @@ def _dose_figures(
     noise: float,
     seed: int,
 ) -> list[dict]:
-    carried = ~np.isnan(probed).any(axis=1)
-    shifts = probed[carried] - original[carried, None]
-    own = [question for question, there in zip(questions, carried) if there]
+    shifts, own = _shifts(original, probed, questions)
     risen = _rates(shifts > 0, own, seed)
-    beyond = _rates(shifts > noise, own, seed)
+    fooled = _rates(shifts > noise, own, seed)
     relative = _shifts_in_sd(original, probed, questions, seed)
     return [
         {
             "dose": dose,
-            "fooled": int((shifts[:, place] > 0).sum()),
-            "fooled_rate": risen[place][0],
+            "risen": int((shifts[:, place] > 0).sum()),
+            "risen_rate": risen[place][0],
+            "fooled": int((shifts[:, place] > noise).sum()),
+            "fooled_rate": fooled[place][0],
             "ties": int((shifts[:, place] == 0).sum()),
-            "beyond_noise": int((shifts[:, place] > noise).sum()),
-            "beyond_noise_rate": beyond[place][0],
             "mean_shift": float(shifts[:, place].mean()) if len(shifts) else None,
             "mean_shift_in_sd": relative[place][0],
             "ci95": {
-                "fooled_rate": risen[place][1],
-                "beyond_noise_rate": beyond[place][1],
+                "risen_rate": risen[place][1],
+                "fooled_rate": fooled[place][1],
                 "mean_shift_in_sd": relative[place][1],
             },
         }

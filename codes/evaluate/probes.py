@@ -5,7 +5,7 @@ on the seed, the question and the answer alone. What a dose adds, takes away or 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -15,7 +15,7 @@ from codes.common.answer_units import SPACE, Unit, joint, language, normal_space
 from codes.common.records import Question, seeded_random
 from codes.evaluate import probe_phrases as phrases
 
-PROBES_VERSION = "1"  # any change to what an edit writes is a new version
+PROBES_VERSION = "2"  # any change to what an edit writes is a new version
 DOSES = (1, 2, 3, 4)
 PIECES = {1: 1, 2: 2, 3: 4, 4: 8}  # of text that a dose adds
 CUT = {1: 1 / 8, 2: 1 / 4, 3: 1 / 2, 4: 3 / 4}  # share of the answer's end that truncation takes away
@@ -77,19 +77,20 @@ def probed_answers(subject: Subject, probe: str, seed: int) -> list[str] | None:
 def sham_answers(subject: Subject) -> list[str]:
     """The answer with other white space for each of DOSES: the same words, lists and code, so nothing to score.
 
-    A line end at the end; then also two spaces between sentences; then also a line end at the start; then also one
-    more empty line between paragraphs. What an answer has no place for leaves it as at the dose before.
+    One more space between sentences and line end between paragraphs, the dose's number of them at the first such place,
+    and as many line ends at the end. So each dose is another text, as it is of a probe, and the largest of the scores
+    says how large noise alone gets. What a chat template trims leaves only answers without such a place alike.
     """
-    spaced = _with_spaces(subject, {" ": "  "})
-    parted = _with_spaces(subject, {" ": "  ", "\n\n": "\n\n\n"})
-    return [f"{subject.answer}\n", f"{spaced}\n", f"\n{spaced}\n", f"\n{parted}\n"]
-
-
-def _with_spaces(subject: Subject, instead: dict[str, str]) -> str:
-    """The answer with other white space after its sentences."""
-    parts = [
-        unit.text + (unit.after if unit.verbatim else instead.get(unit.after, unit.after)) for unit in subject.units
+    places = [i for i, unit in enumerate(subject.units) if unit.after in (" ", "\n\n") and not unit.verbatim]
+    return [
+        _with_spaces(subject, dict.fromkeys(places, 1) | dict.fromkeys(places[:1], dose)) + "\n" * dose
+        for dose in DOSES
     ]
+
+
+def _with_spaces(subject: Subject, more: Mapping[int, int]) -> str:
+    """The answer with more of the white space that follows units, by their places."""
+    parts = [unit.text + unit.after + unit.after[:1] * more.get(i, 0) for i, unit in enumerate(subject.units)]
     return subject.lead + "".join(parts)
 
 
