@@ -15,9 +15,19 @@ def simulated(rate, *, pairs=3000, spread=4.0, seed=0):
     return np.where(first_is_better ^ wrong, differences, -differences), wrong
 
 
-def fitted(margins, clusters=None, seed=1, resamples=200):
+def fitted(margins, clusters=None):
     clusters = np.arange(len(margins)) if clusters is None else clusters
-    return fit_flips(scaled_by_fold(margins, np.zeros(len(margins))), clusters, seed=seed, resamples=resamples)
+    return fit_flips(scaled_by_fold(margins, np.zeros(len(margins))), clusters)
+
+
+def sure_pairs(right, wrong):
+    """Margins that no temperature explains: the wrong ones are the largest, so that e alone is left to do it."""
+    return np.repeat([1.0, 10.0, -10.0], (right // 2, right - right // 2, wrong))
+
+
+def binomial_deviance(rate, wrong, pairs):
+    share = wrong / pairs
+    return 2 * (wrong * np.log(share / rate) + (pairs - wrong) * np.log((1 - share) / (1 - rate)))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.05, 0.1, 0.3])
@@ -29,12 +39,28 @@ def test_a_planted_rate_of_wrong_labels_lies_within_its_interval(rate):
     assert fit.temperature * np.median(np.abs(margins)) == pytest.approx(1, rel=0.3)
 
 
-def test_the_interval_holds_the_planted_rate_about_as_often_as_it_says():
-    held = 0
-    for seed in range(60):
-        fit = fitted(simulated(0.1, pairs=800, seed=seed)[0], seed=seed, resamples=100)
-        held += fit.interval[0] <= 0.1 <= fit.interval[1]
-    assert held >= 52
+@pytest.mark.parametrize(("rate", "pairs", "spread"), [(0.005, 320, 7.0), (0.1, 800, 4.0)])
+def test_the_interval_holds_the_planted_rate_about_as_often_as_it_says(rate, pairs, spread):
+    runs, held = 40, 0
+    for seed in range(runs):
+        low, high = fitted(simulated(rate, pairs=pairs, spread=spread, seed=seed)[0]).interval
+        held += low <= rate <= high
+    # Three standard errors below what 95% of so many runs are.
+    assert held >= runs * 0.95 - 3 * np.sqrt(runs * 0.95 * 0.05)
+
+
+def test_an_interval_ends_where_the_deviance_is_what_chi_square_allows():
+    fit = fit_flips(sure_pairs(3993, 7), np.arange(4000))
+    assert fit.noise_rate == pytest.approx(7 / 4000, abs=1e-4)
+    assert [binomial_deviance(end, 7, 4000) for end in fit.interval] == pytest.approx([3.8415, 3.8415], abs=0.05)
+
+
+def test_where_nothing_is_contradicted_the_interval_ends_at_the_rate_that_would_show_19_times_in_20():
+    fit = fit_flips(np.ones(320), np.arange(320))
+    assert fit.noise_rate == fit.interval[0] == 0
+    assert fit.interval[1] == pytest.approx(1 - 0.05 ** (1 / 320), abs=1e-5)  # 0.0093: the rule of three
+    # Three pairs of a question may all be wrong together: there are as many trials as questions.
+    assert fit_flips(np.ones(960), np.repeat(np.arange(320), 3)).interval == pytest.approx(fit.interval, abs=1e-5)
 
 
 def test_the_pairs_with_the_lowest_margins_are_those_whose_labels_were_turned_round():
@@ -47,7 +73,7 @@ def test_the_pairs_with_the_lowest_margins_are_those_whose_labels_were_turned_ro
 
 def test_probabilities_of_a_flip_are_those_that_come_true_and_add_up_to_the_rate():
     margins, wrong = simulated(0.1, pairs=20_000, seed=4)
-    fit = fitted(margins, resamples=1)
+    fit = fitted(margins)
     probabilities = fit.probabilities(scaled_by_fold(margins, np.zeros(len(margins))))
     assert probabilities.mean() == pytest.approx(fit.noise_rate, abs=2e-3)
     for low, high in ((0, 0.05), (0.05, 0.3), (0.3, 0.7), (0.7, 1)):
@@ -80,7 +106,7 @@ def test_pairs_of_one_question_do_not_count_as_independent():
     margins, _ = simulated(0.1, pairs=400)
     one, five = fitted(margins), fitted(np.repeat(margins, 5), np.repeat(np.arange(400), 5))
     assert five.noise_rate == pytest.approx(one.noise_rate, abs=0.01)
-    assert np.diff(five.interval) == pytest.approx(np.diff(one.interval), rel=0.4)
+    assert five.interval == pytest.approx(one.interval, abs=0.005)
 
 
 def test_every_fold_s_margins_are_measured_by_their_own_median():
@@ -88,7 +114,7 @@ def test_every_fold_s_margins_are_measured_by_their_own_median():
     assert scaled.tolist() == [0.5, -1, 1.5, 0.5, -1.5, 1, 0]
 
 
-def test_what_is_contradicted_where_models_are_surest_bounds_the_rate_from_above():
+def test_what_is_contradicted_where_models_are_surest_bounds_the_rate_of_random_mistakes_from_above():
     for spread, above in ((1.5, 0.2), (8.0, 0.03)):
         margins, _ = simulated(0.1, spread=spread, seed=6)
         found = confident_share(margins, np.arange(len(margins)))

@@ -70,7 +70,7 @@ def test_the_summary_estimates_how_many_labels_are_wrong_overall_and_by_bias_typ
 
 
 def test_models_go_when_their_fold_has_scored_and_the_same_command_computes_nothing_again(
-    found, tiny_model, monkeypatch
+    found, tiny_model, monkeypatch, capsys
 ):
     work = found / "review.jsonl.folds"
     assert sorted(path.name for path in (work / "fold-1").iterdir()) == [
@@ -82,6 +82,9 @@ def test_models_go_when_their_fold_has_scored_and_the_same_command_computes_noth
     before = (found / "review.jsonl").read_bytes()
     find_noise(found / "train.jsonl", tiny_model, found / "review.jsonl")
     assert (found / "review.jsonl").read_bytes() == before
+    printed = capsys.readouterr().out
+    assert "labels wrong at random: " in printed
+    assert "mistakes that a model can learn from the other folds do not show in these figures" in printed
     find_noise(found / "train.jsonl", tiny_model, found / "review.jsonl", "--all_pairs")
     assert len(read_jsonl(found / "review.jsonl")) == 60
     with pytest.raises(InputError, match="made with another configuration"):

@@ -6,9 +6,10 @@
 Questions are split into folds. For each fold a reward model is trained on the others (flags that are not listed here
 are those of codes.train.train_reward_model; --training_mode is contrast unless given) and scores the pairs it has not
 seen. OUTPUT lists the pairs it ranks the other way round, the most probably mislabelled first; OUTPUT.summary.json has
-the estimated share of wrong labels with its interval, and the rates by bias type. What is done stays in the work
-folder: the same command continues after a kill, and --only_fold K does one fold, so that several GPUs can share the
-work.
+the estimated share of wrong labels with its interval, and the rates by bias type. That share is of labels wrong at
+random, whatever the pair: a systematic mistake, which a model can learn from the other folds, does not show. What is
+done stays in the work folder: the same command continues after a kill, and --only_fold K does one fold, so that several
+GPUs can share the work.
 """
 
 import argparse
@@ -111,7 +112,7 @@ def _parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--keep_models", action="store_true", help="keep each fold's model when it has scored")
     parser.add_argument("--all_pairs", action="store_true", help="list every pair, not only those contradicted")
     parser.add_argument("--tokens_per_batch", type=positive_int, default=16384, help="of a forward that scores")
-    parser.add_argument("--seed", type=random_seed, default=42, help="of folds, of training and of the interval")
+    parser.add_argument("--seed", type=random_seed, default=42, help="of folds and of training")
     args, training_flags = parser.parse_known_args(argv)
     require_files(args.files, "FILE")
     if args.folds < 2:
@@ -283,7 +284,7 @@ class ScoredPairs:
 
 def _review(args: argparse.Namespace, folds: Folds, configuration: dict) -> None:
     pairs = ScoredPairs(folds, args.work_dir)
-    fit = fit_flips(pairs.scaled, pairs.cluster, seed=args.seed)
+    fit = fit_flips(pairs.scaled, pairs.cluster)
     probabilities = fit.probabilities(pairs.scaled)
     order = np.argsort(pairs.scaled, kind="stable")
     listed = order if args.all_pairs else order[pairs.scaled[order] < 0]
@@ -367,13 +368,14 @@ def print_summary(summary: Mapping, listed: int, output: Path) -> None:
     if rate is None:
         print(f"no noise rate: {summary['problem']}")
     else:
-        print(f"wrong labels: {rate_cell(rate, summary['ci95']['noise_rate'])} of the pairs")
+        print(f"labels wrong at random: {rate_cell(rate, summary['ci95']['noise_rate'])} of the pairs")
         if summary["ci95"]["noise_rate"][0] > 0:
             smoothing = min(max(round(rate, 2), 0.01), 0.49)
             print(f"-> read the first pairs of the list, or train with --label_smoothing_factor {smoothing:g}")
     sure = summary["confident"]
     share = rate_cell(sure["share"], sure["ci95"]["share"])
-    print(f"of the half of the pairs they are surest of they contradict {share}, which bounds it from above")
+    print(f"of the half of the pairs they are surest of they contradict {share}: an upper bound of random mistakes")
+    print("mistakes that a model can learn from the other folds do not show in these figures")
     parts = {"all": whole, **summary["by_bias_type"]}
     rows = [
         (
