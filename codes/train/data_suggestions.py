@@ -80,7 +80,7 @@ def _shortcuts(result: Mapping) -> Iterator[tuple[str, str]]:
             continue
         told.add(bias or name)
         right = max(figures["of_all_pairs"], 1 - figures["of_all_pairs"])
-        remedies = ["--length_penalty_coefficient 0.1 in training"] if bias == "length" else []
+        remedies = ["--length_penalty_coefficient 10 in training"] if bias == "length" else []
         if bias is not None:
             remedies += _against(figures, bias, result["records"]["train"]["rejected_by_bias_type"])
         yield (
@@ -101,7 +101,7 @@ def _length_in_biases(result: Mapping) -> Iterator[tuple[str, str]]:
         weights = ",".join(f"{bias}=0.5" for bias in told)
         yield (
             f"length tells the pairs of some biases apart, so they may teach length ({'; '.join(told.values())})",
-            f"--length_penalty_coefficient 0.1 in training, or --bias_weights {weights}",
+            f"--length_penalty_coefficient 10 in training, or --bias_weights {weights}",
         )
 
 
