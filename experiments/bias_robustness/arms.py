@@ -153,7 +153,7 @@ ARMS = {
         ),
         Arm(
             "combined-length-penalty",
-            "the same with a length penalty",
+            "512 tokens, weighted 2, twice, length penalty",
             (*CONTRAST, "--bias_weights", TWICE, "--length_penalty_coefficient", "10"),
             group="ablation",
             epochs=2,

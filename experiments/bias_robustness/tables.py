@@ -152,7 +152,7 @@ def _seeds(parts: Sequence[Mapping]) -> tuple[int, ...]:
 
 def _rates_table(arms: Sequence[Row]) -> list[str]:
     header = ("arm", "seeds", "original", "biased", "BSR", "robust", "length-balanced", "better is shorter")
-    header = (*header, "score ~ length", "Reward-Bench rows", "tokens")
+    header = (*header, "score ~ length", "development", "Reward-Bench rows", "tokens")
     rows = []
     for says, parts, rates in arms:
         correlations = [part["overall"]["length_correlation"]["score"]["spearman"] for part in parts]
@@ -162,6 +162,7 @@ def _rates_table(arms: Sequence[Row]) -> list[str]:
                 " ".join(map(str, _seeds(parts))),
                 *(with_interval(rates[rate]) for rate in RATES),
                 f"{np.mean(correlations):+.2f}",
+                f"{100 * on_development(parts):.1f}",
                 _mean_percent([part["reward_bench"].get("weighted_average_accuracy") for part in parts]),
                 f"{np.mean([part['training']['tokens_seen'] for part in parts]) / 1000:.0f}k",
             ]
@@ -203,19 +204,17 @@ def _same_seeds(parts: Sequence[dict], like: Sequence[dict]) -> list[dict]:
 def _aims(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
     """The aims against the arm that development questions prefer (robust accuracy there), not the test's best.
 
-    Arms of fewer seeds than others are not compared.
+    Arms of fewer seeds than others are not compared, nor baselines that read more or less of a conversation.
     """
     seeds = max(map(len, runs.values()))
     compared = [name for name, parts in runs.items() if len(parts) == seeds and ARMS[name].group != "transfer"]
     recipes = [name for name in compared if name not in BASELINES]
-    baselines = [name for name in BASELINES if name in compared]
-    if not recipes or not baselines:
+    if not recipes:
         return []
-
-    def on_development(name: str) -> float:
-        return float(np.mean([part["training"]["eval_accuracy"] for part in runs[name]]))
-
-    best = max(recipes, key=on_development)
+    best = max(recipes, key=lambda name: on_development(runs[name]))
+    baselines = [name for name in BASELINES if name in compared and ARMS[name].max_length == ARMS[best].max_length]
+    if not baselines:
+        return []
     baseline = max(baselines, key=lambda name: figures[name]["length_balanced"]["rate"])
     loss = figures[baseline]["length_balanced"]["rate"] - figures[best]["length_balanced"]["rate"]
     found = {"bsr": figures[best]["bsr"]["rate"], "robust": figures[best]["robust"]["rate"]}
@@ -227,21 +226,34 @@ def _aims(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[s
         f"- at most 2 points of length-balanced original accuracy lost: {100 * loss:+.1f} lost, "
         f"{_reached(loss <= AIMS['length_balanced_loss'])}",
     ]
+    return lines + _transfer_aim(runs)
+
+
+def _transfer_aim(runs: Mapping[str, list[dict]]) -> list[str]:
+    """Pooled over the seeds that all arms have, so that each bias weighs what its rows weigh."""
     left_out = [name for name in runs if ARMS[name].left_out]
-    if left_out and "bt-original" in runs:
-        counts = np.zeros((2, 2))
-        for name in left_out:
-            for row, parts in enumerate((_same_seeds(runs["bt-original"], runs[name]), runs[name])):
-                for part in parts:
+    if not left_out or "bt-original" not in runs:
+        return []
+    seeds = set.intersection(*(set(_seeds(runs[name])) for name in ("bt-original", *left_out)))
+    counts = np.zeros((2, 2))
+    for name in left_out:
+        for row, parts in enumerate((runs["bt-original"], runs[name])):
+            for part in parts:
+                if part["settings"]["seed"] in seeds:
                     sums = row_sums(part, [ARMS[name].left_out])[0].sum(0)
                     counts[row] += (sums[3], sums[1])
-        before, after = counts[:, 0] / counts[:, 1]
-        reached = _reached(1 - after / before >= AIMS["left_out_reduction"])
-        lines.append(
-            f"- BSR on left-out biases lowered by a third or more: {100 * before:.1f}% to {100 * after:.1f}% "
-            f"({after / before - 1:+.0%}) over {len(left_out)} biases, {reached}"
-        )
-    return lines
+    if not counts[:, 1].all() or not counts[0, 0]:
+        return []
+    before, after = counts[:, 0] / counts[:, 1]
+    reached = _reached(1 - after / before >= AIMS["left_out_reduction"])
+    told = f"{100 * before:.1f}% to {100 * after:.1f}% ({after / before - 1:+.0%})"
+    shown = f"over {len(left_out)} biases, seeds {' '.join(map(str, sorted(seeds)))}"
+    return [f"- BSR on left-out biases lowered by a third or more: {told} {shown}, {reached}"]
+
+
+def on_development(parts: Sequence[Mapping]) -> float:
+    """Mean over the runs of the share of development groups whose chosen answer is above all rejected ones."""
+    return float(np.mean([part["training"]["eval_accuracy"] for part in parts]))
 
 
 def _reached(yes: bool) -> str:
