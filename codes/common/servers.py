@@ -33,7 +33,7 @@ class Server:
         self.out_until = -math.inf
         self._key, self._timeout = key, timeout
         self._client = None
-        self._unreachable = self._unanswered = 0  # attempts in a row
+        self._unreachable = self.unanswered = 0  # attempts in a row
 
     @property
     def load(self) -> float:
@@ -55,13 +55,13 @@ class Server:
             await client.close()
 
     def answered(self) -> None:
-        self._unreachable = self._unanswered = 0
+        self._unreachable = self.unanswered = 0
 
     def gave_no_answer(self, reachable: bool) -> None:
         """Count an attempt in vain; from some number on the server is left out for a while."""
         self._unreachable = 0 if reachable else self._unreachable + 1
-        self._unanswered += 1
-        if self._unreachable >= UNREACHABLE_IN_A_ROW or self._unanswered >= UNANSWERED_IN_A_ROW:
+        self.unanswered += 1
+        if self._unreachable >= UNREACHABLE_IN_A_ROW or self.unanswered >= UNANSWERED_IN_A_ROW:
             self.out_until = time.monotonic() + LEFT_OUT
 
 
@@ -100,7 +100,9 @@ class Servers:
             self._announce(now)
         waits = [(server.control.wait(tokens), server) for server in usable]
         soonest = min(wait for wait, _ in waits)
-        return min((server for wait, server in waits if wait == soonest), key=lambda server: server.load), soonest
+        ready = [server for wait, server in waits if wait == soonest]
+        # First to one that answers: what failed at another is not asked there again while this one has room.
+        return min(ready, key=lambda server: (server.unanswered, server.load)), soonest
 
     def _announce(self, now: float) -> None:
         out = {server.address for server in self.all if server.out_until > now}
