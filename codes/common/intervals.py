@@ -24,16 +24,25 @@ def wilson_interval(successes: float, trials: float) -> list[float] | None:
 def clustered_wilson_interval(successes: np.ndarray, trials: np.ndarray) -> list[float] | None:
     """95% score interval of the pooled rate of clusters, such as the pairs of a question, which are not independent.
 
-    Both [clusters]. The rate p is the clusters' sums divided; its variance v, from the clusters' residuals (the
-    ratio estimator's, Cochran 1977, section 6.4), says that it is as uncertain as p (1 - p) / v independent trials
-    (Kish 1965, the design effect), at most as many as there are; at 0 and 1, where nothing varies, as many as there
-    are clusters. None without trials and where there is but one cluster, which tells nothing of how clusters differ.
+    Both [clusters]. The rate p is the clusters' sums divided; its variance v among clusters says that it is as
+    uncertain as p (1 - p) / v independent trials (Kish 1965, the design effect), at most as many as there are; at 0 and
+    1, where nothing varies, as many as there are clusters. None without trials and where there is but one cluster,
+    which tells nothing of how clusters differ.
     """
     successes, trials = (np.asarray(values, dtype=float) for values in (successes, trials))
     total, clusters = trials.sum(), int((trials > 0).sum())
     if clusters < 2:
         return None
     rate = float(successes.sum() / total)
-    variance = ((successes - rate * trials) ** 2).sum() / total**2 * clusters / (clusters - 1)
+    variance = clustered_variance(successes, trials)
     effective = float(min(total, rate * (1 - rate) / variance)) if variance > 0 and 0 < rate < 1 else clusters
     return wilson_interval(rate * effective, effective)
+
+
+def clustered_variance(sums: np.ndarray, trials: np.ndarray) -> float:
+    """Variance of the pooled rate of at least two clusters, from their residuals; both [clusters].
+
+    The ratio estimator's (Cochran 1977, section 6.4).
+    """
+    total, clusters = trials.sum(), int((trials > 0).sum())
+    return float(((sums - sums.sum() / total * trials) ** 2).sum() / total**2 * clusters / (clusters - 1))

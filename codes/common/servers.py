@@ -116,7 +116,7 @@ class Servers:
 
 
 class Gate:
-    """Lets calls through in the order they came, to the server that has most room; for one event loop at a time."""
+    """Lets calls through in the order they came, to the server chosen for each; for one event loop at a time."""
 
     def __init__(self, next_server: Callable[[int], tuple[Server, float]]):
         self._next_server = next_server

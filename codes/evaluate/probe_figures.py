@@ -51,14 +51,14 @@ def sham_figures(
     ``trusted``: the root mean square shift is at most ``most_sham`` standard deviations of the original scores. A rate
     would not tell: a score that moves by its last digit rises half of the time.
     """
-    shifts, _ = _shifts(original, sham, questions)
+    shifts, own = _shifts(original, sham, questions)
     root = float(np.sqrt((shifts**2).mean())) if len(shifts) else 0.0
     spread = score_spread(original)
     relative = ratio(root, spread or 0)
     noise = noise_margin(shifts, most_fooled)
     return {
         **_carried(sham),
-        **_any_dose_figures(original, sham, questions, noise, seed),
+        **_any_dose_figures(shifts, own, noise, seed),
         "rms_shift": root,
         "rms_shift_in_sd": relative,
         "noise": noise,
@@ -82,14 +82,14 @@ def probe_figures(
 
     The verdict is on the answers that are fooled at one dose or another, since who games a reward chooses the dose.
     """
+    shifts, own = _shifts(original, probed, questions)
     carried = ~np.isnan(probed).any(axis=1)
-    rows, own = original[carried, None], [q for q, there in zip(questions, carried) if there]
-    path = np.concatenate([rows, probed[carried]], axis=1)
+    path = np.concatenate([original[carried, None], probed[carried]], axis=1)
     falls = (np.diff(path, axis=1) <= 0).all(axis=1) & (path[:, -1] < path[:, 0])
     trends = np.array([_trend(scores) for scores in path])
     falling, falling_interval = _rates(falls[:, None], own, seed)[0]
     mean, mean_interval = _mean(trends, own, seed)
-    any_dose = _any_dose_figures(original, probed, questions, noise, seed)
+    any_dose = _any_dose_figures(shifts, own, noise, seed)
     return {
         **_carried(probed),
         **any_dose,
@@ -127,20 +127,24 @@ def _shifts(original: np.ndarray, probed: np.ndarray, questions: Sequence[str]) 
     return probed[carried] - original[carried, None], [q for q, there in zip(questions, carried) if there]
 
 
-def _any_dose_figures(
-    original: np.ndarray, probed: np.ndarray, questions: Sequence[str], noise: float, seed: int
-) -> dict:
-    """Answers whose largest rise over the doses is above 0, and above the noise margin."""
-    shifts, own = _shifts(original, probed, questions)
-    flags = np.stack([(shifts > margin).any(axis=1) for margin in (0, noise)], axis=1)
-    (risen, risen_interval), (fooled, fooled_interval) = _rates(flags, own, seed)
-    return {
-        "risen": int(flags[:, 0].sum()),
-        "risen_rate": risen,
-        "fooled": int(flags[:, 1].sum()),
-        "fooled_rate": fooled,
-        "ci95": {"risen_rate": risen_interval, "fooled_rate": fooled_interval},
-    }
+def _any_dose_figures(shifts: np.ndarray, questions: Sequence[str], noise: float, seed: int) -> dict:
+    """Who has risen and who is fooled at one dose or another: by each answer's largest rise."""
+    return _rise_figures(shifts.max(axis=1, keepdims=True), questions, noise, seed)[0]
+
+
+def _rise_figures(rises: np.ndarray, questions: Sequence[str], noise: float, seed: int) -> list[dict]:
+    """Of each column of rises [answers, columns], who rises at all, and who by more than the noise margin."""
+    risen, fooled = (_rates(rises > margin, questions, seed) for margin in (0, noise))
+    return [
+        {
+            "risen": int((rises[:, place] > 0).sum()),
+            "risen_rate": risen[place][0],
+            "fooled": int((rises[:, place] > noise).sum()),
+            "fooled_rate": fooled[place][0],
+            "ci95": {"risen_rate": risen[place][1], "fooled_rate": fooled[place][1]},
+        }
+        for place in range(rises.shape[1])
+    ]
 
 
 def _dose_figures(
@@ -152,26 +156,18 @@ def _dose_figures(
     seed: int,
 ) -> list[dict]:
     shifts, own = _shifts(original, probed, questions)
-    risen = _rates(shifts > 0, own, seed)
-    fooled = _rates(shifts > noise, own, seed)
+    rises = _rise_figures(shifts, own, noise, seed)
     relative = _shifts_in_sd(original, probed, questions, seed)
     return [
         {
             "dose": dose,
-            "risen": int((shifts[:, place] > 0).sum()),
-            "risen_rate": risen[place][0],
-            "fooled": int((shifts[:, place] > noise).sum()),
-            "fooled_rate": fooled[place][0],
+            **risen,
             "ties": int((shifts[:, place] == 0).sum()),
             "mean_shift": float(shifts[:, place].mean()) if len(shifts) else None,
             "mean_shift_in_sd": relative[place][0],
-            "ci95": {
-                "risen_rate": risen[place][1],
-                "fooled_rate": fooled[place][1],
-                "mean_shift_in_sd": relative[place][1],
-            },
+            "ci95": {**risen["ci95"], "mean_shift_in_sd": relative[place][1]},
         }
-        for place, dose in enumerate(doses)
+        for place, (dose, risen) in enumerate(zip(doses, rises))
     ]
 
 

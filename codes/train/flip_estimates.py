@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from codes.common.intervals import Z_95, clustered_wilson_interval
+from codes.common.intervals import Z_95, clustered_variance, clustered_wilson_interval
 
 BINS = 256  # margins of like size are taken together: a likelihood of so many terms, whatever the pairs
 RATES = np.linspace(0, 0.5, 201)
@@ -140,10 +140,9 @@ def _design_effect(flips: np.ndarray, cluster_of: np.ndarray) -> float:
 
     flips: P(flip | m), [pairs]. Their distances from their mean are the pairs' scores of e up to a factor (Louis 1982).
     """
-    distances = flips - flips.mean()
-    single, clusters = (distances**2).sum(), cluster_of.max() + 1
-    together = (np.bincount(cluster_of, weights=distances) ** 2).sum() * clusters / (clusters - 1)
-    return max(1.0, float(together / single)) if single > 0 else 1.0
+    independent = flips.var() / len(flips)
+    together = clustered_variance(np.bincount(cluster_of, weights=flips), np.bincount(cluster_of))
+    return max(1.0, float(together / independent)) if independent > 0 else 1.0
 
 
 def _rate_interval(

@@ -194,10 +194,10 @@ class _Search:
         within = self.sides[first] == self.sides[second]
         if within and self._roots.of(first) == self._roots.of(second):
             return True
-        if not self.counts(first, second):
-            return False
         if (first, second) in self._alike:
             return self._alike[first, second]
+        if not self.counts(first, second):
+            return False
         self.found.compared += 1
         similarity = jaccard(self._shingles(first), self._shingles(second))
         self._alike[first, second] = alike = similarity >= self.threshold

@@ -8,7 +8,7 @@ rows of all seeds; 95% intervals come from a bootstrap of the questions, which r
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +139,7 @@ def _ablations(runs: Mapping[str, list[dict]], figures: Mapping[str, dict], seed
             by_seeds.setdefault(_seeds(parts), []).append((ARMS[name].says, parts, figures[name]))
     rows = []
     for seeds, ablations in sorted(by_seeds.items(), key=lambda entry: (-len(entry[0]), entry[0])):
-        same = [part for part in runs.get("contrast", []) if part["settings"]["seed"] in seeds]
+        same = _of_seeds(runs.get("contrast", []), seeds)
         if _seeds(same) == seeds:
             rows.append((ARMS["contrast"].says, same, figures_of(same, seed)))
         rows += ablations
@@ -148,6 +148,10 @@ def _ablations(runs: Mapping[str, list[dict]], figures: Mapping[str, dict], seed
 
 def _seeds(parts: Sequence[Mapping]) -> tuple[int, ...]:
     return tuple(part["settings"]["seed"] for part in parts)
+
+
+def _of_seeds(parts: Sequence[dict], seeds: Collection[int]) -> list[dict]:
+    return [part for part in parts if part["settings"]["seed"] in seeds]
 
 
 def _rates_table(arms: Sequence[Row]) -> list[str]:
@@ -187,7 +191,8 @@ def _transfer_table(runs: Mapping[str, list[dict]]) -> list[str]:
         if (bias := ARMS[name].left_out) is None:
             continue
         compared = [other for other in ("bt-original", "contrast") if other in runs]
-        cells = {other: figures_of(_same_seeds(runs[other], parts), 0, [bias])["bsr"] for other in compared}
+        like = {other: _of_seeds(runs[other], _seeds(parts)) or runs[other] for other in compared}
+        cells = {other: figures_of(same, 0, [bias])["bsr"] for other, same in like.items()}
         here = figures_of(parts, 0, [bias])["bsr"]
         base = cells.get("bt-original", {}).get("rate")
         change = f"{here['rate'] / base - 1:+.0%}" if base else "-"
@@ -195,10 +200,6 @@ def _transfer_table(runs: Mapping[str, list[dict]]) -> list[str]:
         rows.append([bias, shown[0], with_interval(here), change, shown[1]])
     header = ("bias", "never trained on any", "trained on the others", "change", "trained on all")
     return ["**Transfer: BSR on a bias that was left out (%)**", "", *_markdown(header, rows), ""] if rows else []
-
-
-def _same_seeds(parts: Sequence[dict], like: Sequence[dict]) -> list[dict]:
-    return [part for part in parts if part["settings"]["seed"] in _seeds(like)] or list(parts)
 
 
 def _aims(runs: Mapping[str, list[dict]], figures: Mapping[str, dict]) -> list[str]:
@@ -238,10 +239,9 @@ def _transfer_aim(runs: Mapping[str, list[dict]]) -> list[str]:
     counts = np.zeros((2, 2))
     for name in left_out:
         for row, parts in enumerate((runs["bt-original"], runs[name])):
-            for part in parts:
-                if part["settings"]["seed"] in seeds:
-                    sums = row_sums(part, [ARMS[name].left_out])[0].sum(0)
-                    counts[row] += (sums[3], sums[1])
+            for part in _of_seeds(parts, seeds):
+                sums = row_sums(part, [ARMS[name].left_out])[0].sum(0)
+                counts[row] += (sums[3], sums[1])
     if not counts[:, 1].all() or not counts[0, 0]:
         return []
     before, after = counts[:, 0] / counts[:, 1]
